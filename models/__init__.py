@@ -1,0 +1,1 @@
+"""The domain both processes share: what may be asked, what is remembered, what may happen next. No web, no torch."""

@@ -1,0 +1,274 @@
+"""What is remembered. One class a table; times are UTC; ids carry a prefix that says what they name and sort by time.
+
+    Key · Dataset · Teacher · Job ─< Event, Metric · Student · Deployment ─< DeploymentChange · IdempotencyKey · Worker
+"""
+
+import os
+import time
+from datetime import UTC, datetime
+from typing import Any, Literal, get_args
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    DateTime,
+    Dialect,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    String,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+_ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"  # Crockford's base 32
+
+JobStatus = Literal["queued", "running", "pausing", "paused", "cancelling", "succeeded", "failed", "cancelled"]
+JOB_STATUSES: tuple[JobStatus, ...] = get_args(JobStatus)
+ENDED: tuple[JobStatus, ...] = ("succeeded", "failed", "cancelled")
+ALIVE: tuple[JobStatus, ...] = ("running", "pausing", "cancelling")
+"""A worker holds a lease on it."""
+
+Prefix = Literal["ds", "tc", "job", "st", "dep", "key", "wk"]
+
+
+def new_id(prefix: Prefix) -> str:
+    """An id such as `job_01k3…`: 48 bits of milliseconds, then 80 random bits (a ULID with a prefix)."""
+    number = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10))
+    return f"{prefix}_" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware UTC time on every database (SQLite forgets the zone)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+class Table(DeclarativeBase):
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy's own spelling
+        datetime: UtcDateTime(),
+        dict[str, Any]: JSON(),
+        list[Any]: JSON(),
+        list[str]: JSON(),
+    }
+
+
+Id = String(40)
+
+
+class Key(Table):
+    """An API key: only the hash of its secret is kept."""
+
+    __tablename__ = "keys"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64), index=True)
+    name: Mapped[str] = mapped_column(String(200), default="")
+    scopes: Mapped[list[str]]
+    public_id: Mapped[str] = mapped_column(String(8), unique=True)
+    """The eight characters after `lk_`, by which the row is found."""
+    secret_sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+
+
+class Dataset(Table):
+    __tablename__ = "datasets"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    status: Mapped[str] = mapped_column(String(16), default="ready")
+    source: Mapped[str | None] = mapped_column(String(400))
+    columns: Mapped[list[Any]]
+    """`[{"name", "type", "nulls", "distinct"?, "examples"}]`"""
+    rows: Mapped[int] = mapped_column(BigInteger)
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    sha256: Mapped[str] = mapped_column(String(64))
+    artifact: Mapped[str] = mapped_column(String(200))
+    """Key in the artifact store."""
+    warnings: Mapped[list[Any]] = mapped_column(default=list)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Teacher(Table):
+    """A checkpoint that was uploaded: `teacher:tc_…`."""
+
+    __tablename__ = "teachers"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64), index=True)
+    name: Mapped[str] = mapped_column(String(200))
+    artifact: Mapped[str] = mapped_column(String(200))
+    sha256: Mapped[str] = mapped_column(String(64))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    config: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Job(Table):
+    """One distillation. `lifecycle.py` alone changes `status`, `attempt`, `lease_until` and what goes with them."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (
+        Index("jobs_waiting", "status", "device", "priority", "id"),
+        Index("jobs_leases", "status", "lease_until"),
+        Index("jobs_of_owner", "owner", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(200), default="")
+    status: Mapped[JobStatus] = mapped_column(String(16), default="queued")
+    device: Mapped[str] = mapped_column(String(8), default="cpu")
+    """The queue: `limbeck.<device>`."""
+    priority: Mapped[int] = mapped_column(default=0)
+    phase: Mapped[str | None] = mapped_column(String(16))
+    waiting_reason: Mapped[str | None] = mapped_column(String(400))
+    progress: Mapped[float] = mapped_column(default=0.0)
+    eta_seconds: Mapped[float | None]
+    attempt: Mapped[int] = mapped_column(default=0)
+    """The fencing token: grows with every claim."""
+    failures: Mapped[int] = mapped_column(default=0)
+    """Crashes in a row without checkpoint progress."""
+    worker: Mapped[str | None] = mapped_column(Id)
+    lease_until: Mapped[float | None] = mapped_column(Float(53))
+    """Seconds since 1970 on the database's clock."""
+    rung_at: Mapped[float | None] = mapped_column(Float(53))
+    spec: Mapped[dict[str, Any]]
+    resolved_spec: Mapped[dict[str, Any]]
+    estimates: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    student_id: Mapped[str | None] = mapped_column(Id)
+    version: Mapped[int] = mapped_column(default=1)
+    """Grows with every visible change: the ETag, and what a long-poll waits for."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class Event(Table):
+    """Something that happened to a job, in order of `seq`."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("events_of_job", "job_id", "seq"),)
+
+    seq: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    attempt: Mapped[int]
+    code: Mapped[str] = mapped_column(String(64))
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Metric(Table):
+    """One point of a series. A step that is trained again overwrites its point."""
+
+    __tablename__ = "metrics"
+
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    arm: Mapped[str] = mapped_column(String(16), primary_key=True)
+    stage: Mapped[int] = mapped_column(primary_key=True)
+    phase: Mapped[int] = mapped_column(primary_key=True)
+    step: Mapped[int] = mapped_column(primary_key=True)
+    value: Mapped[float] = mapped_column(Float(53))
+    attempt: Mapped[int]
+
+
+class Student(Table):
+    """A published student: an artifact that never changes."""
+
+    __tablename__ = "students"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64), index=True)
+    name: Mapped[str] = mapped_column(String(200), default="")
+    job_id: Mapped[str] = mapped_column(Id, unique=True)
+    """Unique: a job publishes once, whatever happens."""
+    hash: Mapped[str] = mapped_column(String(64), index=True)
+    artifact: Mapped[str] = mapped_column(String(200))
+    manifest: Mapped[dict[str, Any]]
+    report: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Deployment(Table):
+    """A name that production calls, pointing at a student."""
+
+    __tablename__ = "deployments"
+    __table_args__ = (UniqueConstraint("owner", "name"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    name: Mapped[str] = mapped_column(String(64))
+    student_id: Mapped[str] = mapped_column(ForeignKey("students.id"))
+    gate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    version: Mapped[int] = mapped_column(default=1)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    updated_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class DeploymentChange(Table):
+    """One move of a deployment's pointer."""
+
+    __tablename__ = "deployment_changes"
+    __table_args__ = (UniqueConstraint("deployment_id", "version"),)
+
+    seq: Mapped[int] = mapped_column(BigInteger().with_variant(Integer, "sqlite"), primary_key=True, autoincrement=True)
+    deployment_id: Mapped[str] = mapped_column(ForeignKey("deployments.id", ondelete="CASCADE"))
+    version: Mapped[int]
+    student_id: Mapped[str] = mapped_column(Id)
+    previous_student_id: Mapped[str | None] = mapped_column(Id)
+    verb: Mapped[str] = mapped_column(String(16))
+    """put, promote or rollback."""
+    by: Mapped[str] = mapped_column(String(64))
+    """The key or the job that moved it."""
+    reason: Mapped[str] = mapped_column(Text, default="")
+    at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class IdempotencyKey(Table):
+    """The answer that a POST with this key got."""
+
+    __tablename__ = "idempotency_keys"
+
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(String(255), primary_key=True)
+    body_sha256: Mapped[str] = mapped_column(String(64))
+    job_id: Mapped[str] = mapped_column(Id)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Worker(Table):
+    __tablename__ = "workers"
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    host: Mapped[str] = mapped_column(String(255))
+    pid: Mapped[int]
+    device: Mapped[str] = mapped_column(String(8))
+    device_name: Mapped[str] = mapped_column(String(200), default="")
+    slots: Mapped[int]
+    jobs: Mapped[list[str]] = mapped_column(default=list)
+    started_at: Mapped[datetime] = mapped_column(default=utc_now)
+    seen_at: Mapped[float] = mapped_column(Float(53))
+    """Seconds since 1970 on the database's clock."""

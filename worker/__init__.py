@@ -1,0 +1,1 @@
+"""The process that trains. The only place with torch and transformers."""
