@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, BertModel, BertTokenizer
+from transformers.utils import logging as transformers_logging
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 LABELS = ("negative", "neutral", "positive")
@@ -22,12 +23,13 @@ CLUES: dict[str, tuple[str, ...]] = {
     "positive": ("good", "great", "happy", "love", "lovely", "perfect", "best", "superb"),
 }
 FILLER = (
-    "the a this that was is it my our their film day service phone food about really just so and with for some of to"
-).split()
+    *("the", "a", "this", "that", "was", "is", "it", "my", "our", "their", "film", "day", "service", "phone", "food"),
+    *("about", "really", "just", "so", "and", "with", "for", "some", "of", "to"),
+)
 
 
 def tiny_tokenizer() -> Tokenizer:
-    """An uncased WordPiece tokenizer of BERT's kind over the words above, with every ASCII letter and digit as a piece."""
+    """An uncased WordPiece tokenizer of BERT's kind over the words above, with letters and digits as pieces."""
     characters = [chr(code) for code in range(33, 127) if chr(code) == chr(code).lower()]
     letters = [character for character in characters if character.isalnum()]
     words = [*(word for clues in CLUES.values() for word in clues), *(word for word in FILLER if len(word) > 1)]
@@ -50,7 +52,9 @@ def tiny_tokenizer() -> Tokenizer:
 
 def tiny_config(labels: Sequence[str] | None = LABELS, *, layers: int = 2, vocabulary: int | None = None) -> BertConfig:
     """A BERT of 32 dimensions and 2 heads. `labels` None: a body without a classification head."""
-    names = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}} if labels else {}
+    names = (
+        {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}} if labels else {}
+    )
     return BertConfig(
         vocab_size=vocabulary or tiny_tokenizer().get_vocab_size(),
         hidden_size=32,
@@ -82,6 +86,7 @@ def tiny_teacher(folder: Path, labels: Sequence[str] | None = LABELS, seed: int 
     `labels` None: a body without a head, as embedding models are published; it needs `fine_tune`.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    transformers_logging.disable_progress_bar()
     tiny_network(labels, seed=seed, layers=layers).save_pretrained(folder)
     BertTokenizer(tokenizer_object=tiny_tokenizer(), model_max_length=64).save_pretrained(folder)
     return folder

@@ -145,14 +145,12 @@ def digest(texts: Sequence[str], labels: Sequence[str | None]) -> str:
 # --- splits -----------------------------------------------------------------------------------------------------------
 
 
-def split(
-    groups: Rows, strata: Rows, *, validation: float | int, test: float | int, seed: int
-) -> tuple[Rows, Rows, Rows]:
+def split(groups: Rows, strata: Rows, *, validation: float, test: float, seed: int) -> tuple[Rows, Rows, Rows]:
     """Rows for training, validation and test, each in ascending order.
 
-    A share is of the labelled rows. The draw is stratified, and a group stays together; a group with a row that has no
-    label is for training. The counts are met exactly unless groups are too large for that. Raises `JobFailure`
-    (`too_few_rows`) where a part would be empty.
+    `validation` and `test` are shares of the labelled rows (a float) or numbers of rows (an int). The draw is
+    stratified, and a group stays together; a group with a row that has no label is for training. The counts are met
+    exactly unless groups are too large for that. Raises `JobFailure` (`too_few_rows`) where a part would be empty.
     """
     labelled = int((strata >= 0).sum())
     n_validation, n_test = (count_of(part, labelled) for part in (validation, test))
@@ -180,7 +178,7 @@ def split(
     return parts["training"], parts["validation"], parts["test"]
 
 
-def count_of(part: float | int, rows: int) -> int:
+def count_of(part: float, rows: int) -> int:
     """How many of `rows` a share (a float) or a count (an int) stands for; at least one."""
     return part if isinstance(part, int) else max(1, round(part * rows))
 
@@ -207,7 +205,9 @@ def _quotas(strata: Rows, total: int) -> dict[int, int]:
     return {int(name): int(quota) for name, quota in zip(names, quotas, strict=True)}
 
 
-def _draw(groups: Rows, strata: Rows, free: NDArray[np.bool_], total: int, generator: np.random.Generator) -> NDArray[np.bool_]:
+def _draw(
+    groups: Rows, strata: Rows, free: NDArray[np.bool_], total: int, generator: np.random.Generator
+) -> NDArray[np.bool_]:
     """A mask (N,) with `total` of the `free` rows, whole groups only."""
     rows = np.flatnonzero(free)
     drawn = np.zeros(len(groups), np.bool_)
@@ -218,16 +218,19 @@ def _draw(groups: Rows, strata: Rows, free: NDArray[np.bool_], total: int, gener
     strata_of = strata[rows][first]
     quotas = _quotas(strata[rows], total) if total <= len(rows) else {}
     order = generator.permutation(len(first))
+    # Each stratum leaves its last group to what is drawn later, training above all, while there is another choice.
+    reserved = set({int(strata_of[index]): int(index) for index in order}.values())
+    free_first = sorted(order, key=lambda index: int(index) in reserved)
     taken: set[int] = set()
     open_rows = total
     for index in order:
         quota = quotas.get(int(strata_of[index]), 0)
-        if sizes[index] <= quota:
+        if sizes[index] <= quota and int(index) not in reserved:
             quotas[int(strata_of[index])] = quota - int(sizes[index])
             taken.add(int(index))
             open_rows -= int(sizes[index])
-    # What large groups left open is filled from any stratum.
-    for index in order:
+    # What large or reserved groups left open is filled from any stratum.
+    for index in free_first:
         if int(index) not in taken and sizes[index] <= open_rows:
             taken.add(int(index))
             open_rows -= int(sizes[index])

@@ -17,10 +17,10 @@ import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +29,7 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from models.errors import JobFailure
@@ -49,7 +49,7 @@ class Opened:
     have been put into their order. Otherwise the head's last layer is drawn afresh and has to be trained.
     """
 
-    network: nn.Module
+    network: PreTrainedModel
     tokenizer: Any
     answers: bool
     has_head: bool
@@ -80,7 +80,7 @@ def open_folder(
         config.label2id = {name: index for index, name in enumerate(labels)}
         config.problem_type = "single_label_classification"
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reseeds every GPU too
             network, loading = AutoModelForSequenceClassification.from_pretrained(
                 folder,
                 config=config,
@@ -93,11 +93,15 @@ def open_folder(
             )
     except _UNREADABLE as error:
         first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
-        raise JobFailure(f"the checkpoint cannot be opened: {first}", code="teacher_unreadable", pointer=pointer) from error
-    network = cast(nn.Module, network).eval()
+        raise JobFailure(
+            f"the checkpoint cannot be opened: {first}", code="teacher_unreadable", pointer=pointer
+        ) from error
+    network = network.eval()
     if getattr(tokenizer, "backend_tokenizer", None) is None or tokenizer.pad_token_id is None:
         raise JobFailure(
-            "the checkpoint's tokenizer has no fast form or no padding token", code="teacher_unreadable", pointer=pointer
+            "the checkpoint's tokenizer has no fast form or no padding token",
+            code="teacher_unreadable",
+            pointer=pointer,
         )
     # Some published tokenizers pad every text to a fixed length; that belongs to their demo, not to the checkpoint.
     tokenizer.backend_tokenizer.no_padding()
@@ -162,7 +166,7 @@ def label_order(own: Sequence[str], labels: Sequence[str]) -> list[int] | None:
     return None
 
 
-def positions(network: nn.Module) -> int | None:
+def positions(network: PreTrainedModel) -> int | None:
     """How many tokens one text may have, special tokens included; None where nothing limits it."""
     for name, module in network.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
@@ -172,11 +176,23 @@ def positions(network: nn.Module) -> int | None:
     return limit if isinstance(limit, int) and limit > 0 else None
 
 
-def _has_head(network: nn.Module, loading: Mapping[str, Any], pointer: str) -> bool:
+def check_positions(network: PreTrainedModel, max_length: int, who: str) -> None:
+    """Raises `JobFailure` (`max_length_too_long`) where `network` cannot read texts of `max_length` tokens."""
+    limit = positions(network)
+    if limit is not None and max_length > limit:
+        raise JobFailure(
+            f"the {who} reads at most {limit} tokens, and the task asks for {max_length}",
+            code="max_length_too_long",
+            hint=f"ask for at most {limit}",
+            pointer="/task/max_length",
+        )
+
+
+def _has_head(network: PreTrainedModel, loading: Mapping[str, Any], pointer: str) -> bool:
     prefix = f"{network.base_model_prefix}."
     missing = {str(key) for key in loading["missing_keys"]}
     mismatched = {str(item[0]) if isinstance(item, tuple) else str(item) for item in loading["mismatched_keys"]}
-    # Networks published for embedding or for filling masks often lack the pooler; it is drawn and trained with the head.
+    # Networks published for embedding or filling masks often lack the pooler; it is drawn and trained with the head.
     torn = sorted(key for key in missing | mismatched if key.startswith(prefix) and "pooler" not in key)
     if torn:
         raise JobFailure(
@@ -191,7 +207,7 @@ def _has_head(network: nn.Module, loading: Mapping[str, Any], pointer: str) -> b
     return not {key for key in missing if key not in mismatched} and bool(names)
 
 
-def _last_layer(network: nn.Module, outputs: int) -> nn.Linear | None:
+def _last_layer(network: PreTrainedModel, outputs: int) -> nn.Linear | None:
     """The linear layer that gives the logits: the last one outside the body with so many outputs."""
     body = {id(module) for module in network.base_model.modules()}
     found = [
@@ -202,7 +218,7 @@ def _last_layer(network: nn.Module, outputs: int) -> nn.Linear | None:
     return found[-1] if found else None
 
 
-def _draw_head(network: nn.Module, outputs: int, seed: int) -> None:
+def _draw_head(network: PreTrainedModel, outputs: int, seed: int) -> None:
     last = _last_layer(network, outputs)
     if last is not None:
         generator = torch.Generator().manual_seed(seed)
@@ -211,7 +227,7 @@ def _draw_head(network: nn.Module, outputs: int, seed: int) -> None:
             nn.init.zeros_(last.bias)
 
 
-def _reorder_head(network: nn.Module, order: Sequence[int], pointer: str) -> None:
+def _reorder_head(network: PreTrainedModel, order: Sequence[int], pointer: str) -> None:
     last = _last_layer(network, len(order))
     if last is None:
         raise JobFailure("the checkpoint's head was not found", code="teacher_unreadable", pointer=pointer)
@@ -237,7 +253,7 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def fingerprint_of(network: nn.Module, tokenizer: Any) -> str:
+def fingerprint_of(network: PreTrainedModel, tokenizer: Any) -> str:
     """The same for a network in memory: SHA-256 over its weights, its label names in order, and its tokenizer."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
@@ -290,10 +306,8 @@ class SignalCache:
         if known is None or (classes is not None and known[1].shape[1] != classes):
             return np.full((len(row_keys), classes or 0), np.nan, np.float32), np.arange(len(row_keys))
         keys, values = known
-        try:
+        with suppress(FileNotFoundError):  # evicted by another process meanwhile; what was read is still true
             os.utime(path)
-        except FileNotFoundError:
-            pass  # evicted by another process meanwhile; what was read is still true
         place = {key: index for index, key in enumerate(keys)}
         at = np.array([place.get(bytes.fromhex(key), -1) for key in row_keys], np.int64)
         found = np.full((len(row_keys), values.shape[1]), np.nan, np.float32)
@@ -321,7 +335,7 @@ class SignalCache:
 
     @contextmanager
     def _locked(self) -> Iterator[None]:
-        # The lock dies with the process that holds it. It is one for the whole folder, so that its file is never removed.
+        # The lock dies with the process that holds it. One for the whole folder, so that its file is never removed.
         with (self._root / ".lock").open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -1,0 +1,155 @@
+"""Whether a student may serve: a gate's limits against the bounds that the evaluation computed.
+
+This module compares and puts it into words. The statistics are the worker's, which has a library for them; what is here
+is the one closed form that says beforehand whether a test set is large enough.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from models.errors import Invalid
+from models.specs import GateSpec
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What the test rows prove of a student, at `confidence`. None: there were no rows to tell."""
+
+    confidence: float
+    rows: int
+    drop_upper: float | None
+    """Upper end of the one-sided paired interval of (teacher − student) accuracy."""
+    agreement_lower: float | None
+    """One-sided Clopper-Pearson lower bound of the agreement with the teacher."""
+
+    @classmethod
+    def of_report(cls, report: Mapping[str, Any]) -> "Bounds":
+        """The bounds in a `report.json`. Raises `Invalid` (code `report_unreadable`)."""
+        try:
+            drop = report["comparisons"]["drop"]
+            return cls(
+                confidence=report["comparisons"]["confidence"],
+                rows=report["rows"]["test"],
+                drop_upper=None if drop is None else drop["upper_one_sided"],
+                agreement_lower=report["arms"]["distilled"]["agreement_lower_bound"],
+            )
+        except (KeyError, TypeError) as error:
+            raise Invalid("this student's report has no bounds", code="report_unreadable") from error
+
+
+@dataclass(frozen=True)
+class Check:
+    """One limit of a gate. `reason` is a sentence with the numbers in it."""
+
+    gate: str
+    bound: float | None
+    limit: float
+    passed: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Passed if every check did; a gate without limits asks for nothing and passes."""
+
+    passed: bool
+    checks: tuple[Check, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"passed": self.passed, "checks": [asdict(check) for check in self.checks]}
+
+    @property
+    def reason(self) -> str:
+        """The sentences of the checks that decided: those that failed, or all."""
+        decisive = [check.reason for check in self.checks if not check.passed] or [
+            check.reason for check in self.checks
+        ]
+        return " ".join(decisive) or "The gate has no limits."
+
+
+def decide(gate: GateSpec, bounds: Bounds) -> Decision:
+    """Hold `gate` against `bounds`.
+
+    A bound at a higher confidence than the gate asks for is the stricter one, and serves. One at a lower confidence
+    proves less than is asked, and no check passes by it.
+    """
+    checks = []
+    if gate.max_drop is not None:
+        checks.append(_max_drop(gate.max_drop, gate, bounds))
+    if gate.min_agreement is not None:
+        checks.append(_min_agreement(gate.min_agreement, gate, bounds))
+    return Decision(all(check.passed for check in checks), tuple(checks))
+
+
+def unreachable(gate: GateSpec, rows: int) -> list[str]:
+    """Why no student can pass `gate` with so many test rows, however good it is; empty if one can.
+
+    When all of n rows went well, going wrong may still have a rate of up to 1 − α^(1/n) at the confidence 1 − α: the
+    Clopper-Pearson bound for 0 of n, and the floor of the worker's paired interval.
+    """
+    unseen = unseen_rate(rows, gate.confidence)
+    sure = f"With {rows:,} test rows and a confidence of {_percent(gate.confidence)}"
+    reasons = []
+    if gate.max_drop is not None and unseen > gate.max_drop:
+        reasons.append(
+            f"{sure}, a student that loses nothing can only be shown to lose at most {_percent(unseen)}, and the gate "
+            f"allows {_percent(gate.max_drop)}."
+        )
+    if gate.min_agreement is not None and 1 - unseen < gate.min_agreement:
+        reasons.append(
+            f"{sure}, a student that always agrees can only be shown to agree on {_percent(1 - unseen)}, and the gate "
+            f"asks for {_percent(gate.min_agreement)}."
+        )
+    return reasons
+
+
+def unseen_rate(rows: int, confidence: float) -> float:
+    """The largest rate of an event that `rows` rows without one leave possible at `confidence`; 1 without rows."""
+    if rows < 1:
+        return 1.0
+    rate: float = 1 - (1 - confidence) ** (1 / rows)
+    return rate
+
+
+def _max_drop(limit: float, gate: GateSpec, bounds: Bounds) -> Check:
+    upper = bounds.drop_upper
+    if upper is None:
+        return Check("max_drop", None, limit, False, "There are no labelled test rows to measure the drop on.")
+    if bounds.confidence < gate.confidence:
+        return Check("max_drop", upper, limit, False, _too_unsure(gate, bounds))
+    passed = upper <= limit
+    reason = (
+        f"At {_percent(bounds.confidence)} confidence the student's accuracy is at most {_points(upper)} below its "
+        f"teacher's, on {bounds.rows:,} test rows; the gate allows {_points(limit)}."
+    )
+    return Check("max_drop", upper, limit, passed, reason)
+
+
+def _min_agreement(limit: float, gate: GateSpec, bounds: Bounds) -> Check:
+    lower = bounds.agreement_lower
+    if lower is None:
+        return Check("min_agreement", None, limit, False, "There are no test rows to measure the agreement on.")
+    if bounds.confidence < gate.confidence:
+        return Check("min_agreement", lower, limit, False, _too_unsure(gate, bounds))
+    passed = lower >= limit
+    reason = (
+        f"At {_percent(bounds.confidence)} confidence the student agrees with its teacher on at least "
+        f"{_percent(lower)} of texts, by {bounds.rows:,} test rows; the gate asks for {_percent(limit)}."
+    )
+    return Check("min_agreement", lower, limit, passed, reason)
+
+
+def _too_unsure(gate: GateSpec, bounds: Bounds) -> str:
+    return (
+        f"The report's bound holds at {_percent(bounds.confidence)} confidence, and the gate asks for "
+        f"{_percent(gate.confidence)}."
+    )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.4g} %"
+
+
+def _points(share: float) -> str:
+    return f"{100 * share:.3g} points"
