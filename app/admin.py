@@ -33,7 +33,7 @@ def migrate(settings: Settings, database: Database) -> Outcome:
 
 
 def first_key(settings: Settings, database: Database) -> Outcome:
-    """Make an admin key if there is no key at all, and keep its secret in the data folder, for the owner's eyes only."""
+    """Make an admin key if there is no key at all, and keep its secret in the data folder, for its owner's eyes."""
     path = settings.data_dir / KEY_FILE
     with database.writing() as session:
         if session.scalar(select(func.count()).select_from(Key)):

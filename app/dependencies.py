@@ -1,7 +1,7 @@
 """What a route asks for: a session, a page, the store, the settings.
 
-A session is one transaction. It is opened with `scope="function"`, so that it is committed **before** the answer leaves:
-what a caller was told has happened has happened. Async routes (predict, long-polls, event streams) hold no session.
+A session is one transaction. It is opened with `scope="function"`, and so committed **before** the answer leaves:
+what a caller was told has happened. Async routes (predict, long-polls, event streams) hold no session.
 """
 
 from collections.abc import Iterator
@@ -67,7 +67,7 @@ Row = TypeVar("Row")
 
 
 def page_of(
-    session: Session, statement: Select[tuple[Row]], id_column: InstrumentedAttribute[str], wanted: Paging
+    session: Session, statement: Select[Row], id_column: InstrumentedAttribute[str], wanted: Paging
 ) -> tuple[list[Row], bool]:
     """The rows of the page that is wanted, and whether more follow. Ids sort by time, so the newest are the largest."""
     if wanted.after is not None:

@@ -1,8 +1,8 @@
 """From an error to an answer: the one table of statuses, and RFC 9457 problems.
 
 Every answer that is not a success has the type `application/problem+json` and the members `type`, `title`, `status`,
-`detail`, `instance`, `code`, `request_id`, `hint` and `errors` (a list of `{pointer, message, code}`). A pointer is a JSON pointer
-into the body; a problem with something else says where: `/query/limit`, `/header/if-match`, `/path/name`.
+`detail`, `instance`, `code`, `request_id`, `hint` and `errors` (a list of `{pointer, message, code}`). A pointer is a
+JSON pointer into the body; a problem with something else says where: `/query/limit`, `/header/if-match`, `/path/name`.
 
 What an error says is what the house's own errors say. Anything else is logged here and told to nobody: no path, no SQL,
 no traceback.
@@ -33,6 +33,7 @@ from models.errors import (
     JobFailure,
     LimbeckError,
     Missing,
+    NotAvailableYet,
     Overloaded,
     Problem,
     StorageFailure,
@@ -65,9 +66,9 @@ log = structlog.get_logger("limbeck.app")
 
 def install(app: FastAPI) -> None:
     """Have every error that a route raises answered as a problem."""
-    app.add_exception_handler(Exception, _answer)
+    app.add_exception_handler(Exception, _handle)
     for kind in (LimbeckError, HTTPException, RequestValidationError, database_errors.SQLAlchemyError):
-        app.add_exception_handler(kind, _answer)
+        app.add_exception_handler(kind, _handle)
 
 
 class Problems:
@@ -98,11 +99,11 @@ class Problems:
 
         try:
             await self.app(scope, receive, send_named)
-        except Exception as error:  # noqa: BLE001 - the last place that can answer
+        except Exception as error:
             if status == 0:
                 await _answer(Request(scope), error)(scope, receive, send_named)
             elif status != 500:
-                log.error("answer cut short", request_id=request_id, exc_info=error)
+                log.exception("answer cut short", request_id=request_id)
         finally:
             milliseconds = round((time.perf_counter() - began) * 1000, 1)
             log.info(
@@ -115,10 +116,14 @@ class Problems:
             )
 
 
+async def _handle(request: Request, error: Exception) -> Response:
+    return _answer(request, error)
+
+
 def _answer(request: Request, error: Exception) -> Response:
     request_id = getattr(request.state, "request_id", None)
     status, told, headers = _told(error)
-    if status >= 500 and not isinstance(error, Unavailable):
+    if status == 500 or isinstance(told, StorageFailure):
         log.error("request failed", request_id=request_id, path=request.url.path, exc_info=error)
     if isinstance(told, Overloaded | Unavailable):
         headers["Retry-After"] = str(max(1, round(told.retry_after)))
@@ -168,7 +173,7 @@ def _told(error: Exception) -> tuple[int, LimbeckError, dict[str, str]]:
         case RequestValidationError():
             return 422, Invalid.of([_problem(detail) for detail in error.errors()]), {}
         case HTTPException():
-            return error.status_code, _of_status(error.status_code), dict(error.headers or {})
+            return error.status_code, _of_status(error.status_code, error.detail), dict(error.headers or {})
         case database_errors.IntegrityError():
             return 409, Conflict("this collides with something that exists", code="conflict"), {}
         case database_errors.DataError():
@@ -180,7 +185,7 @@ def _told(error: Exception) -> tuple[int, LimbeckError, dict[str, str]]:
             return 500, LimbeckError("something went wrong on our side", hint=hint), {}
 
 
-def _of_status(status: int) -> LimbeckError:
+def _of_status(status: int, detail: str) -> LimbeckError:
     """What the framework raises, in the house's words."""
     match status:
         case 404:
@@ -191,6 +196,8 @@ def _of_status(status: int) -> LimbeckError:
             return TooLarge("the body is larger than this address takes")
         case 400:
             return Invalid("the body cannot be read", code="unreadable_body")
+        case 501:
+            return NotAvailableYet(detail)
         case _:
             phrase = HTTPStatus(status).phrase
             return LimbeckError(phrase, code=phrase.lower().replace(" ", "_").replace("-", "_"))

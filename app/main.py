@@ -54,7 +54,7 @@ log = structlog.get_logger("limbeck.app")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. Nothing runs and nothing is connected before its lifespan begins; the schema is there already."""
+    """The application. Nothing runs or connects before its lifespan begins. The schema is there already."""
     settings = settings or Settings()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database)
@@ -85,7 +85,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
 
 def _routers(settings: Settings) -> Iterator[tuple[APIRouter, int]]:
-    """Each router with the largest body that its routes take. The limit stands inside the guard, which answers first."""
+    """Each router with the largest body that its routes take. The limit stands behind the guard."""
     body, upload = settings.max_body_bytes, settings.max_upload_bytes + uploading.FORM_SLACK
     yield datasets.router, upload
     yield teachers.router, upload
@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 async def _serve(server: uvicorn.Server, app: FastAPI) -> None:
     async def watch() -> None:
-        while not server.should_exit:
+        while not server.should_exit:  # noqa: ASYNC110 - uvicorn has a flag, and no event
             await asyncio.sleep(0.05)
         app.state.leaving = True
 

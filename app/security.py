@@ -1,8 +1,8 @@
 """Who calls, and what they may do. Default deny, decided before the body is read.
 
-A key is `lk_<8>_<43>_<6>`: a public part by which its row is found, 256 random bits in base 62, and a checksum over both,
-so that a mistyped or invented key costs no query. Only its SHA-256 is kept. Its `owner` is whose rows it works with;
-`admin` sees all.
+A key is `lk_<8>_<43>_<6>`: a public part by which its row is found, 256 random bits in base 62, and a checksum over
+both, so that a mistyped or invented key costs no query. Only its SHA-256 is kept. Its `owner` is whose rows it works
+with; `admin` sees all.
 
 Every route declares the scope that it needs: `openapi_extra=needs("jobs")`. `Rules.of` walks the application when it is
 made and refuses one with a route that declares nothing and is not in `PUBLIC`.
@@ -25,9 +25,10 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.routing import iter_route_contexts
 from sqlalchemy import Select, select, update
 from sqlalchemy.orm import InstrumentedAttribute, Session
+from starlette._utils import get_route_path
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
-from starlette.routing import compile_path, get_route_path
+from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.database import Database
@@ -94,7 +95,7 @@ def public_part(secret: str) -> str | None:
     """The public part of a well-formed key; None for anything else."""
     body, _, checksum = secret.rpartition("_")
     parts = body.split("_")
-    if len(secret) != 61 or not secret.isascii() or len(parts) != 3 or parts[0] != "lk" or len(parts[1]) != 8:
+    if len(secret) != 62 or not secret.isascii() or len(parts) != 3 or parts[0] != "lk" or len(parts[1]) != 8:
         return None
     return parts[1] if hmac.compare_digest(checksum, _checksum(body)) else None
 
@@ -186,7 +187,7 @@ class Keys:
 def _unknown() -> Unauthenticated:
     return Unauthenticated(
         "this needs a valid key",
-        hint="send `Authorization: Bearer lk_…`; the first key is in the data folder's admin.key, more come from POST /keys",
+        hint="send `Authorization: Bearer lk_…`; the first key is in the data folder's admin.key",
     )
 
 
@@ -311,8 +312,6 @@ def find(session: Session, table: type[Row], id_: str, who: Principal) -> Row:
 Chosen = TypeVar("Chosen")
 
 
-def only_own(
-    statement: Select[tuple[Chosen]], owner: InstrumentedAttribute[str], who: Principal
-) -> Select[tuple[Chosen]]:
+def only_own(statement: Select[Chosen], owner: InstrumentedAttribute[str], who: Principal) -> Select[Chosen]:
     """`statement`, narrowed to what the caller may see."""
     return statement if who.is_admin else statement.where(owner == who.owner)

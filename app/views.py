@@ -239,7 +239,7 @@ class Health(View):
 
 
 class Readiness(View):
-    """`ready` and `degraded` answer 200, `unready` 503. A broker that is down degrades: jobs still start, a little later."""
+    """`ready` and `degraded` answer 200, `unready` 503. Without its broker it is degraded: jobs start later."""
 
     status: Literal["ready", "degraded", "unready"]
     checks: Mapping[str, str]

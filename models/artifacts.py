@@ -389,8 +389,8 @@ class Store:
         size = self._place.size(key)
         if not copy.is_file() or copy.stat().st_size != size:
             with _incoming(self._cache) as temporary:
-                self._place.get(key, temporary)
-                _appear(temporary, copy)
+                self._place.get(key, temporary / "file")
+                _appear(temporary / "file", copy)
         return copy
 
     def _copy_folder(self, key: str, document: bytes, copy: Path) -> None:
@@ -541,8 +541,8 @@ class _Remote:
         at = self._at(key)
         with suppress(FileNotFoundError):
             self._files.rm_file(f"{at}/{MANIFEST}")
-        for path in self._files.find(at):
-            self._files.rm_file(path)
+        with suppress(FileNotFoundError):
+            self._files.rm(at, recursive=True)
 
     def _at(self, key: str) -> str:
         return f"{self._root}/{key}"

@@ -90,7 +90,9 @@ class TooLarge(LimbeckError):
 class Overloaded(LimbeckError):
     code = "overloaded"
 
-    def __init__(self, message: str, *, retry_after: float = 1.0, code: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float = 1.0, code: str | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(message, code=code, hint=hint)
         self.retry_after = retry_after
 
@@ -98,7 +100,9 @@ class Overloaded(LimbeckError):
 class Unavailable(LimbeckError):
     code = "unavailable"
 
-    def __init__(self, message: str, *, retry_after: float = 2.0, code: str | None = None, hint: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, retry_after: float = 2.0, code: str | None = None, hint: str | None = None
+    ) -> None:
         super().__init__(message, code=code, hint=hint)
         self.retry_after = retry_after
 

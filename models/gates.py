@@ -14,13 +14,13 @@ from models.specs import GateSpec
 
 @dataclass(frozen=True)
 class Bounds:
-    """What the test rows prove of a student, at `confidence`. None: there were no rows to tell."""
+    """What the test rows prove of a student, at `confidence`."""
 
     confidence: float
     rows: int
-    drop_upper: float | None
+    drop_upper: float
     """Upper end of the one-sided paired interval of (teacher − student) accuracy."""
-    agreement_lower: float | None
+    agreement_lower: float
     """One-sided Clopper-Pearson lower bound of the agreement with the teacher."""
 
     @classmethod
@@ -29,9 +29,9 @@ class Bounds:
         try:
             drop = report["comparisons"]["drop"]
             return cls(
-                confidence=report["comparisons"]["confidence"],
+                confidence=drop["confidence"],
                 rows=report["rows"]["test"],
-                drop_upper=None if drop is None else drop["upper_one_sided"],
+                drop_upper=drop["upper_one_sided"],
                 agreement_lower=report["arms"]["distilled"]["agreement_lower_bound"],
             )
         except (KeyError, TypeError) as error:
@@ -43,7 +43,7 @@ class Check:
     """One limit of a gate. `reason` is a sentence with the numbers in it."""
 
     gate: str
-    bound: float | None
+    bound: float
     limit: float
     passed: bool
     reason: str
@@ -114,22 +114,19 @@ def unseen_rate(rows: int, confidence: float) -> float:
 
 def _max_drop(limit: float, gate: GateSpec, bounds: Bounds) -> Check:
     upper = bounds.drop_upper
-    if upper is None:
-        return Check("max_drop", None, limit, False, "There are no labelled test rows to measure the drop on.")
     if bounds.confidence < gate.confidence:
         return Check("max_drop", upper, limit, False, _too_unsure(gate, bounds))
     passed = upper <= limit
+    where = f"at most {_points(upper)} below" if upper >= 0 else f"at least {_points(-upper)} above"
     reason = (
-        f"At {_percent(bounds.confidence)} confidence the student's accuracy is at most {_points(upper)} below its "
-        f"teacher's, on {bounds.rows:,} test rows; the gate allows {_points(limit)}."
+        f"At {_percent(bounds.confidence)} confidence the student's accuracy is {where} its teacher's, on "
+        f"{bounds.rows:,} test rows; the gate allows {_points(limit)}."
     )
     return Check("max_drop", upper, limit, passed, reason)
 
 
 def _min_agreement(limit: float, gate: GateSpec, bounds: Bounds) -> Check:
     lower = bounds.agreement_lower
-    if lower is None:
-        return Check("min_agreement", None, limit, False, "There are no test rows to measure the agreement on.")
     if bounds.confidence < gate.confidence:
         return Check("min_agreement", lower, limit, False, _too_unsure(gate, bounds))
     passed = lower >= limit

@@ -31,8 +31,8 @@ FILES: Mapping[str, str] = {"fp32": "student.onnx", "int8": "student.int8.onnx"}
 GOLDEN = "golden.json"
 
 # How far a logit may be from the one on record, as a share of the largest on record. The same fp32 graph differs in the
-# last bits between processors. int8 differs more: without VNNI some processors saturate their 16-bit sums.
-_TOLERANCE: Mapping[str, float] = {"fp32": 2e-3, "int8": 0.15}
+# last bits between processors, and in int8 such a bit may round an activation to the next of its 256 steps.
+_TOLERANCE: Mapping[str, float] = {"fp32": 2e-3, "int8": 0.05}
 
 
 class Label(TypedDict):

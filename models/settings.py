@@ -22,11 +22,15 @@ class Settings(BaseSettings):
     secret_key: SecretStr | None = Field(None, description="signs cookies and encrypts secrets; not needed by workers")
 
     lease_ttl: float = Field(30.0, gt=0, description="a job whose worker is silent for so long is taken over")
-    sweep_interval: float = Field(5.0, gt=0, description="how often expired leases are reaped and waiting jobs rung again")
+    sweep_interval: float = Field(
+        5.0, gt=0, description="how often expired leases are reaped and waiting jobs rung again"
+    )
     drain_timeout: float = Field(30.0, gt=0, description="how long a stopping worker waits for its checkpoint")
     slots: int = Field(1, ge=1, le=64, description="jobs that this worker trains at once")
     device: str = Field("auto", pattern="^(auto|cpu|gpu)$", description="which queue this worker serves")
-    cache_bytes: int = Field(20 * 1024**3, ge=0, description="budget of the teacher and signal cache; oldest use goes first")
+    cache_bytes: int = Field(
+        20 * 1024**3, ge=0, description="budget of the teacher and signal cache; oldest use goes first"
+    )
 
     max_body_bytes: int = Field(2 * 1024**2, ge=1024, description="limit of a JSON body")
     max_upload_bytes: int = Field(1024**3, ge=1024, description="limit of an uploaded dataset or teacher")
@@ -34,7 +38,9 @@ class Settings(BaseSettings):
     max_text_chars: int = Field(100_000, ge=1, description="characters of one input of /predict")
     max_predict_inputs: int = Field(1024, ge=1, description="inputs of one /predict call")
     predict_queue: int = Field(256, ge=1, description="inputs that wait at once before /predict answers 429")
-    student_memory_bytes: int = Field(2 * 1024**3, ge=1, description="budget of loaded students; least recently used go")
+    student_memory_bytes: int = Field(
+        2 * 1024**3, ge=1, description="budget of loaded students; least recently used go"
+    )
     max_queued_jobs: int = Field(10_000, ge=1, description="jobs that one owner may have waiting")
     allowed_hosts: list[str] = Field(default=["*"], description="Host headers that are answered")
 

@@ -102,7 +102,9 @@ class TextClassification(Spec):
     max_length: int = Field(128, ge=8, le=MAX_LENGTH)
     """Tokens of one text, special tokens included; longer texts are cut."""
     text_pair: Annotated[None, not_yet("text_pair")] = None
-    multi_label: Annotated[Literal[False], BeforeValidator(lambda value: _refuse("multi_label") if value else False)] = False
+    multi_label: Annotated[
+        Literal[False], BeforeValidator(lambda value: _refuse("multi_label") if value else False)
+    ] = False
 
 
 class TextRegression(Reserved):
@@ -249,7 +251,11 @@ class StudentFromTeacher(Spec):
     """The teacher's own layers, fewer of them, and a smaller vocabulary: the initialisation that works best."""
 
     kind: Literal["from_teacher"]
-    layers: Annotated[int, Field(ge=1, le=MAX_LAYERS)] | Annotated[list[Annotated[int, Field(ge=0, lt=MAX_LAYERS)]], Field(min_length=1)] | None = None
+    layers: (
+        Annotated[int, Field(ge=1, le=MAX_LAYERS)]
+        | Annotated[list[Annotated[int, Field(ge=0, lt=MAX_LAYERS)]], Field(min_length=1)]
+        | None
+    ) = None
     """How many (chosen by the uniform layer map) or which ones, 0-based; null: all."""
     vocabulary: int | None = Field(None, ge=1)
     """Keep so many tokens: those that the training rows use most, and every special token and single character."""
@@ -343,7 +349,14 @@ class Relations(Reserved):
 
 
 Objective = Annotated[
-    SoftTargets | HardLabels | LogitDistance | HiddenStates | AttentionTransfer | AttentionScores | Embeddings | Relations,
+    SoftTargets
+    | HardLabels
+    | LogitDistance
+    | HiddenStates
+    | AttentionTransfer
+    | AttentionScores
+    | Embeddings
+    | Relations,
     Field(discriminator="kind"),
 ]
 Objectives = Annotated[list[Objective], Field(min_length=1, max_length=16)]
@@ -498,7 +511,13 @@ def resolve(spec: JobSpec) -> ResolvedSpec:
     else:
         student = spec.student or StudentFromTeacher(kind="from_teacher")
         stages = [
-            Stage(student=student, phases=spec.phases, method=spec.method, objectives=spec.objectives, schedule=spec.schedule)
+            Stage(
+                student=student,
+                phases=spec.phases,
+                method=spec.method,
+                objectives=spec.objectives,
+                schedule=spec.schedule,
+            )
         ]
     common = {name: getattr(spec, name) for name in _Common.model_fields}
     return ResolvedSpec(**common, stages=[_resolve_stage(stage) for stage in stages])
@@ -529,7 +548,9 @@ def _short_form_problems(spec: JobSpec) -> list[Problem]:
         found.append(Problem("/student", "say which student you want: student (one stage) or stages", "missing"))
     for at, part in [("", spec), *((f"/stages/{i}", stage) for i, stage in enumerate(spec.stages or ()))]:
         ways = [name for name in ("phases", "method", "objectives") if getattr(part, name) is not None]
-        found += [Problem(f"{at}/{name}", f"{name} and {ways[0]} say the same thing twice", "ambiguous") for name in ways[1:]]
+        found += [
+            Problem(f"{at}/{name}", f"{name} and {ways[0]} say the same thing twice", "ambiguous") for name in ways[1:]
+        ]
         if part.phases is not None and part.schedule is not None:
             found.append(Problem(f"{at}/schedule", "each phase has its own schedule", "ambiguous"))
     return found
@@ -565,7 +586,9 @@ def _problem(detail: ErrorDetails, document: Any) -> Problem:
     if kind == "union_tag_not_found" and "discriminator" in detail["msg"]:
         pointer, message = f"{pointer}/{_discriminator(detail['msg'])}", "is required"
     else:
-        message = {"missing": "is required", "extra_forbidden": "is not a field of this object"}.get(kind, detail["msg"])
+        message = {"missing": "is required", "extra_forbidden": "is not a field of this object"}.get(
+            kind, detail["msg"]
+        )
     return Problem(pointer, message, kind if own else _CODES.get(kind, "invalid"))
 
 

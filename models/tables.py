@@ -1,6 +1,6 @@
 """What is remembered. One class a table; times are UTC; ids carry a prefix that says what they name and sort by time.
 
-    Key · Dataset · Teacher · Job ─< Event, Metric · Student · Deployment ─< DeploymentChange · IdempotencyKey · Worker
+Key · Dataset · Teacher · Job ─< Event, Metric · Student · Deployment ─< DeploymentChange · IdempotencyKey · Worker
 """
 
 import os

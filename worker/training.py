@@ -352,7 +352,7 @@ class _Run:
         at = self.at
         self.optimizer.zero_grad()
         values = self._add_up(self._gradients(rows))
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.schedule.max_grad_norm)
+        norm = nn.utils.get_total_norm([value.grad for value in self.parameters if value.grad is not None])
         finite = values.isfinite().all() & norm.isfinite()
         self.diverged |= ~finite
         # To look at the flag is to wait for the device, which costs nothing on the CPU alone.
@@ -363,7 +363,9 @@ class _Run:
                 hint="lower the learning rate, or lengthen the warm-up",
                 pointer="/schedule/learning_rate",
             )
-        # Where nobody looks yet, the fused optimizer itself leaves out a step whose flag is set, as for a GradScaler.
+        # The fused optimizer divides the gradients by a scale and leaves out a step whose flag is set, as for a
+        # GradScaler. So clipping costs no pass of its own, and a step at which nobody looks is left out all the same.
+        self.optimizer.grad_scale = ((norm + 1e-6) / self.schedule.max_grad_norm).clamp(min=1.0)  # type: ignore[attr-defined]
         self.optimizer.found_inf = self.diverged.float()  # type: ignore[attr-defined]
         rate = learning_rate(self.schedule, before, after)
         for group in self.optimizer.param_groups:

@@ -51,7 +51,7 @@ def put_deployment(
     if_match: IfMatch = None,
     if_none_match: Annotated[str | None, Header(max_length=200, description="`*`: only if there is none yet")] = None,
 ) -> views.Deployment:
-    """Point a deployment at a student. The student must load and give the answers on record before the pointer moves."""
+    """Point a deployment at a student, which must first load and give the answers on record."""
     with database.reading() as session:
         student = session.get(Student, wanted.student)
         if student is None or not (who.is_admin or student.owner == who.owner):

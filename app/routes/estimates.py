@@ -7,7 +7,7 @@ preflight says the rest.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from models import references
 from models.errors import Problem
@@ -28,7 +28,7 @@ _WHERE_NAMES: Mapping[str, Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Estimates:
-    """`found` is null where nothing can be said, and `reason` says why. `problems` point into the spec as it was sent."""
+    """`found` is null where nothing can be said; `reason` says why. `problems` point into the spec as it was sent."""
 
     found: dict[str, Any] | None
     reason: str | None
@@ -97,7 +97,7 @@ def estimate(spec: JobSpec, resolved: ResolvedSpec, models_folder: Path) -> Esti
                 return _nothing(f"the config.json of {student.model} cannot be read by the API")
             small = other
         case _:
-            return _nothing("this kind of student is not known here")
+            assert_never(student)
     large, little = shape.parameters(), small.parameters()
     sizes = {"teacher": large, "student": little, "ratio": round(large / little, 2)}
     return Estimates({"parameters": sizes, "layers": {"teacher": shape.layers, "student": small.layers}}, None, [])

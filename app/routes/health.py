@@ -94,9 +94,8 @@ def readyz(request: Request, response: Response, database: DatabaseHere, doorbel
 def metrics(request: Request, session: ReadSession) -> Response:
     """Prometheus text: this process's calls of /predict, and the jobs in the database."""
     state = request.app.state
-    counts: dict[str, int] = {
-        status: count for status, count in session.execute(select(Job.status, func.count()).group_by(Job.status))
-    }
+    by_status = select(Job.status, func.count()).group_by(Job.status)
+    counts: dict[str, int] = dict(session.execute(by_status).tuples().all())
     registry = CollectorRegistry()
     jobs = Gauge("limbeck_jobs", "Jobs in the database", ("status",), registry=registry)
     for status in JOB_STATUSES:

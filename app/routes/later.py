@@ -1,4 +1,4 @@
-"""What the contract names and this version lacks. Each answers 501 with the code `not_available_yet`, and nothing else."""
+"""What the contract names and this version lacks. Each answers 501 with the code `not_available_yet`."""
 
 from collections.abc import Callable
 from typing import NoReturn

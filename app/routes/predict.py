@@ -72,7 +72,9 @@ async def _answer(request: Request, who: Principal, name: str) -> Response:
     outcome = "failed"
     try:
         texts, parameters = read(await request.body(), state.settings)
-        student = shelf.at_hand(who.owner, name) or await run_in_threadpool(shelf.fetch, who.owner, name)
+        student = shelf.at_hand(who.owner, name)
+        if student is None:
+            student = await run_in_threadpool(shelf.fetch, who.owner, name)
         known = True
         answer = await pool.answer(student.runtime, texts, parameters, request.is_disconnected)
     except CallerLeft:

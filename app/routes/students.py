@@ -63,7 +63,7 @@ def read_file(
     who: Caller,
     if_none_match: Annotated[str | None, Header(max_length=200)] = None,
 ) -> Response:
-    """One file of the artifact. `path` is looked up among the manifest's entries, and never made into a path of ours."""
+    """One file of the artifact. `path` is looked up among the manifest's entries, and never made into a path."""
     with database.reading() as session:  # closed before the file is streamed
         artifact = security.find(session, Student, student_id, who).artifact
     file, entry = store.open_file(artifact, path)

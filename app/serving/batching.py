@@ -1,10 +1,10 @@
 """How texts reach the cores. It knows no database and no HTTP.
 
 On a CPU the best batch is one text on each core at once: padding costs more than batching saves, and one ONNX Runtime
-session answers several threads. So a `Pool` has a thread for each core, and a body of many texts is spread over all of them.
+session answers several threads. So a `Pool` has a thread for each core, and a body of many texts is spread over all.
 
-Texts wait in one queue, in which every call that waits has one turn for each thread: a call with a thousand texts does not
-hold up a call with one. A full queue refuses at once, and the texts of a caller who has left are dropped.
+Texts wait in one queue, in which every call that waits has one turn for each thread: a call with a thousand texts does
+not hold up a call with one. A full queue refuses at once, and the texts of a caller who has left are dropped.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ class Answer:
     timing: Timing
 
 
-class CallerLeft(Exception):
+class CallerLeft(Exception):  # noqa: N818 - it is not an error
     """Nobody waits for this answer any more."""
 
 
@@ -86,7 +86,7 @@ class Pool:
         parameters: Parameters,
         gone: Callable[[], Awaitable[bool]] | None = None,
     ) -> Answer:
-        """The labels of `texts`. `gone` says whether the caller has left; it is asked now and then while the call waits.
+        """The labels of `texts`. `gone` says whether the caller has left; it is asked now and then.
 
         Raises `Overloaded` if the queue is full, `CallerLeft` if the caller went first.
         """

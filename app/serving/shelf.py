@@ -1,11 +1,11 @@
 """Which students are loaded, and which of them answers for a deployment. It knows no database and no HTTP.
 
-It is given two ways to learn: `open_student(student_id)` loads one, and `pointers()` lists where every deployment points. A thread
-asks `pointers()` several times a second, so that a deployment which moved anywhere moves here within one.
+It is given two ways to learn: `open_student(student_id)` loads one, `pointers()` lists where every deployment points.
+A thread asks `pointers()` several times a second, so that a deployment which moved anywhere moves here within one.
 
-A deployment never has a moment without an answer: the old student answers until the new one is loaded and gives the answers on
-record for its golden inputs. If it does not, the old one stays, and the log says so. Loaded students have a budget of
-memory; those that answered least recently go, and come back with the next request.
+A deployment never has a moment without an answer: the old student answers until the new one is loaded and gives the
+answers on record for its golden inputs. If it does not, the old one stays, and the log says so. Loaded students have a
+budget of memory; those that answered least recently go, and come back with the next request.
 """
 
 import threading
@@ -88,7 +88,7 @@ class Shelf:
         return list(self._loaded)
 
     def at_hand(self, owner: str, name: str) -> Loaded | None:
-        """The student that answers for a deployment, if it is in memory: the way of almost every request. Never blocks."""
+        """The student that answers for a deployment, if it is in memory, as it almost always is. Never blocks."""
         pointer = self._serving.get((owner, name))
         if pointer is None:
             return None
@@ -100,7 +100,7 @@ class Shelf:
     def fetch(self, owner: str, name: str) -> Loaded:
         """The student that answers for a deployment, loaded if need be. Blocks.
 
-        Raises `Missing` if there is no such deployment, `Unavailable` (code `student_unhealthy`) if its student cannot serve.
+        Raises `Missing` if there is no such deployment, `Unavailable` (code `student_unhealthy`) if its student fails.
         """
         if (owner, name) not in self._serving:
             self.refresh()
@@ -190,7 +190,7 @@ class Shelf:
             self.load(pointer.student_id)
         except Exception as error:  # noqa: BLE001 - whatever is wrong with it, the old one keeps answering
             reason = error.message if isinstance(error, LimbeckError) else type(error).__name__
-            log.error("a student cannot serve", deployment=pointer.name, student=pointer.student_id, reason=reason)
+            log.warning("a student cannot serve", deployment=pointer.name, student=pointer.student_id, reason=reason)
             return False
         return True
 

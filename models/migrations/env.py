@@ -16,7 +16,9 @@ _ADVISORY_LOCK = 5_043_817  # any number, the same for every process of this ser
 def _run() -> None:
     engine = context.config.attributes.get("engine") or Database(Settings().database).engine
     with engine.execution_options(limbeck_write=True).connect() as connection:
-        context.configure(connection=connection, target_metadata=Table.metadata, render_as_batch=True, compare_type=True)
+        context.configure(
+            connection=connection, target_metadata=Table.metadata, render_as_batch=True, compare_type=True
+        )
         with context.begin_transaction():
             if connection.dialect.name == "postgresql":
                 connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": _ADVISORY_LOCK})

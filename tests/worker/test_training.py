@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
@@ -25,6 +26,7 @@ from models.specs import FineTune, HardLabels, Hinton, Objective, Schedule, Soft
 from tests.factories import LABELS, tiny_network, tiny_rows, tiny_tokenizer
 from worker.checkpoints import Checkpoints
 from worker.data import Encoded, batches, collate
+from worker.objectives import total
 from worker.protocol import PhaseName, Stopped, StopReason
 from worker.training import (
     Outcome,
@@ -101,7 +103,7 @@ def accuracy(network: nn.Module) -> dict[str, float]:
 
 def distance(network: nn.Module) -> dict[str, float]:
     """How far the weights have come: better after each epoch, so that the last epoch's weights are those kept."""
-    moved = [(value.double() - START[name]).abs().sum().item() for name, value in network.state_dict().items()]
+    moved = [(value.cpu().double() - START[name]).abs().sum().item() for name, value in network.state_dict().items()]
     return {"accuracy": sum(moved)}
 
 
@@ -707,6 +709,96 @@ def test_the_global_random_state_does_not_matter_in_the_middle(
     assert_same_bits(weights(network), unbroken[0])
 
 
+@pytest.fixture(scope="module")
+def gpu() -> Accelerator:
+    return make_accelerator("gpu")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+class TestOnAGpu:
+    """Accelerate keeps one device for the life of a process, so these want a run of their own: `pytest -m gpu`."""
+
+    def test_equals_the_cpu(self, tmp_path: Path, gpu: Accelerator) -> None:
+        """Three steps of a plain loop; in more of them AdamW would make noise large."""
+        expected, _, _ = run(
+            tmp_path / "1", gpu, network=no_dropout(tiny_network(seed=1)), max_steps=3, validate=distance
+        )
+        plain = no_dropout(tiny_network(seed=1)).train()
+        decay = [[value for value in plain.parameters() if (value.ndim < 2) == small] for small in (False, True)]
+        optimizer = torch.optim.AdamW(
+            [{"params": decay[0], "weight_decay": 0.01}, {"params": decay[1], "weight_decay": 0.0}]
+        )
+        assert DATA.teacher_logits is not None
+        for step, rows in enumerate(batches(DATA.encoded.lengths, 128, seed=5, epoch=0)[:3]):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(SCHEDULE, step / 3, (step + 1) / 3)
+            logits = plain(**collate(DATA.encoded, rows)).logits
+            terms = total(HINTON, logits, DATA.teacher_logits[rows], DATA.targets[rows])
+            optimizer.zero_grad()
+            terms.loss().backward()
+            nn.utils.clip_grad_norm_(plain.parameters(), 1.0)
+            optimizer.step()
+        assert far_apart({name: value.cpu() for name, value in weights(expected).items()}, weights(plain)) < 1e-3
+
+    @pytest.mark.parametrize("precision", ["fp32", "bf16", "auto"])
+    def test_learns_and_resumes(self, tmp_path: Path, gpu: Accelerator, precision: Any) -> None:
+        schedule = SCHEDULE.model_copy(update={"epochs": 20, "learning_rate": 1e-3, "precision": precision})
+
+        def validate(network: nn.Module) -> dict[str, float]:
+            logits = predict_logits(network, DATA.encoded, device=gpu.device, precision=precision)
+            return {"accuracy": (logits.argmax(1) == DATA.targets).float().mean().item()}
+
+        more: dict[str, Any] = {"objectives": [HardLabels(kind="hard_labels")], "validate": validate}
+        asked = iter([None] * 33)
+        heard = Heard(stop=lambda: next(asked, "drain"))
+        with pytest.raises(Stopped):
+            run(tmp_path, gpu, schedule=schedule, report=heard, **more)
+        _, outcome, _ = run(tmp_path, gpu, network=tiny_network(seed=77), schedule=schedule, **more)
+        assert outcome.best_score > 0.9
+
+    def test_what_is_not_finite_is_left_out_until_somebody_looks(self, tmp_path: Path, gpu: Accelerator) -> None:
+        network = Explodes(13).to(gpu.device)
+        seen: dict[int, dict[str, Tensor]] = {}
+        with pytest.raises(JobFailure) as caught:
+            run(
+                tmp_path,
+                gpu,
+                network=network,
+                on_progress=lambda done, _: seen.update({done: weights(network)}),
+                validate=ever_better(),
+            )
+        assert caught.value.code == "diverged"
+        assert max(seen) == 19
+        for step in range(12, 20):
+            assert_same_bits(seen[step], seen[12])
+        assert_same_bits(weights(network), seen[12])
+        assert far_apart(seen[12], seen[11]) > 0
+
+    def test_out_of_memory_for_real(self, tmp_path: Path, gpu: Accelerator) -> None:
+        """Most of the memory is taken, so that a batch does not fit and a quarter of it does."""
+        generator = np.random.default_rng(0)
+        ids = [generator.integers(5, 50, 64).astype(np.int32) for _ in range(20_000)]
+        rows = Encoded(ids=ids, lengths=np.full(len(ids), 64, np.int64), pad_id=0)
+        data = TrainingSet(rows, torch.zeros(len(ids), dtype=torch.int64))
+        schedule = Schedule(epochs=1, batch_tokens=1_048_576, precision="fp32")
+        torch.cuda.empty_cache()
+        torch.cuda.set_per_process_memory_fraction(6e9 / torch.cuda.get_device_properties(0).total_memory)
+        try:
+            _, outcome, _ = run(
+                tmp_path,
+                gpu,
+                data=data,
+                schedule=schedule,
+                objectives=[HardLabels(kind="hard_labels")],
+                validate=ever_better(),
+            )
+        finally:
+            torch.cuda.set_per_process_memory_fraction(1.0)
+        assert outcome.steps == 2
+        assert json.loads((tmp_path / "distilled-0-0" / "finished" / "state.json").read_text())["steps"] == 2
+
+
 # Run by each of several processes; the first one prints what it found.
 SHARDED = """
 import json, sys
@@ -739,7 +831,6 @@ total = float(sum(value.double().sum() for value in network.state_dict().values(
 same = float(accelerator.reduce(torch.tensor([total], dtype=torch.float64), "sum")) == total * accelerator.num_processes
 assert main or not (heard.metrics or heard.checkpoints or again.metrics or again.checkpoints)
 if main:
-    from safetensors.torch import save_file
     save_file(weights(network), sys.argv[1] + "/result.safetensors")
     loss = {**heard.values("loss"), **again.values("loss")}
     print(json.dumps([accelerator.num_processes, stopped, same, outcome.steps, loss]))
@@ -753,8 +844,6 @@ class TestProcesses:
         found = [self.start(tmp_path / str(processes), processes) for processes in (1, 2, 3)]
         assert {tuple(steps for steps in one[1:4]) for one in found} == {(1, True, found[0][3])}
         assert [one[0] for one in found] == [1, 2, 3]
-        from safetensors.torch import load_file
-
         one, *others = (load_file(tmp_path / str(processes) / "result.safetensors") for processes in (1, 2, 3))
         for other in others:
             assert far_apart(one, other) < 1e-4

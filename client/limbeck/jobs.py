@@ -1,0 +1,189 @@
+"""Jobs: submitting one so that it exists once, and following it until it has ended."""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import httpx2
+
+from limbeck.errors import ApiError, LimbeckError, ServiceUnreachable, WaitTimeout
+from limbeck.objects import Event, Job, JobStatus, Page, Point, Validation, problem, read
+from limbeck.paging import every, page
+from limbeck.transport import Transport, body
+
+PATIENCE = 120.0
+"""Seconds without an answer after which following a job gives up: longer than a service takes to restart."""
+
+_POLL = 30.0
+_KEEPALIVE = 45.0  # the service sends a comment every 15 s
+
+
+class Jobs:
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def submit(self, spec: Mapping[str, Any], *, idempotency_key: str | None = None) -> Job:
+        """Submit a job spec. Raises `ApiError` with every problem at once.
+
+        The request carries an `Idempotency-Key`, so that it is safe to repeat when a connection breaks. Give your own
+        to make a repeat by your program the same job too.
+        """
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        response = self._transport.request("POST", "/jobs", json=spec, headers=headers, idempotent=True)
+        return read(Job, body(response))
+
+    def validate(self, spec: Mapping[str, Any]) -> Validation:
+        """What would happen with `spec`: its problems, or how it resolves. Creates nothing."""
+        try:
+            response = self._transport.request("POST", "/jobs/validate", json=spec, idempotent=True)
+        except ApiError as error:
+            if error.status != 422:
+                raise
+            raw = {
+                "valid": False,
+                "problems": [vars(item) for item in error.problems],
+                "detail": error.message,
+                "code": error.code,
+                "hint": error.hint,
+            }
+            return Validation(valid=False, problems=list(error.problems), raw=raw)
+        document = body(response)
+        found = read(Validation, document)
+        return Validation(
+            valid=found.valid,
+            problems=[problem(item) for item in document.get("problems", [])],
+            resolved_spec=found.resolved_spec,
+            estimates=found.estimates,
+            estimates_reason=found.estimates_reason,
+            raw=document,
+        )
+
+    def get(self, job: str | Job) -> Job:
+        return read(Job, body(self._transport.request("GET", f"/jobs/{_id(job)}")))
+
+    def changed(self, job: Job, *, wait: float = _POLL) -> Job:
+        """The job once it differs from `job`, or as it is after `wait` seconds (at most 60)."""
+        if job.ended:
+            return job
+        response = self._transport.request(
+            "GET",
+            f"/jobs/{job.id}",
+            params={"wait": wait},
+            headers={"If-None-Match": f'"{job.version}"'},
+            read_timeout=wait + 15,
+            accept=frozenset({304}),
+        )
+        return job if response.status_code == 304 else read(Job, body(response))
+
+    def list(
+        self,
+        *,
+        status: JobStatus | Sequence[JobStatus] | None = None,
+        name: str | None = None,
+        after: str | None = None,
+        limit: int = 20,
+    ) -> Page[Job]:
+        """Newest first."""
+        return page(self._transport, "/jobs", Job, status=status, name=name, after=after, limit=limit)
+
+    def all(self, *, status: JobStatus | Sequence[JobStatus] | None = None, name: str | None = None) -> Iterator[Job]:
+        """Every job, newest first, page by page."""
+        return every(lambda after: self.list(status=status, name=name, after=after, limit=100))
+
+    def wait(
+        self, job: str | Job, *, timeout: float | None = None, on_update: Callable[[Job], None] | None = None
+    ) -> Job:
+        """The job once it has ended, however it did: look at `status`. `on_update` is called with every change seen.
+
+        A restart of the service does not end the wait. Raises `WaitTimeout` after `timeout` seconds.
+        """
+        until = None if timeout is None else time.monotonic() + timeout
+        seen = self.get(job)
+        if on_update:
+            on_update(seen)
+        heard = time.monotonic()
+        while not seen.ended:
+            left = _POLL if until is None else until - time.monotonic()
+            if left <= 0:
+                raise WaitTimeout(f"job {seen.id} is {seen.status} after {timeout:g} s", job=seen)
+            try:
+                now = self.changed(seen, wait=min(left, _POLL))
+            except (ServiceUnreachable, ApiError) as error:
+                if not _passing(error) or time.monotonic() - heard > PATIENCE:
+                    raise
+                time.sleep(min(1.0, left))
+                continue
+            heard = time.monotonic()
+            if on_update and now.version != seen.version:
+                on_update(now)
+            seen = now
+        return seen
+
+    def events(self, job: str | Job, *, after: int = 0, follow: bool = True) -> Iterator[Event]:
+        """The events of a job in order, from the one after `after`.
+
+        `follow`: go on until the job has ended, over a stream that is taken up where it broke (`Last-Event-ID`), so
+        that no event is missed and none comes twice. Otherwise only what there is by now.
+        """
+        if not follow:
+            yield from self._recorded(_id(job), after)
+            return
+        heard = time.monotonic()
+        while True:
+            try:
+                for event in self._stream(_id(job), after):
+                    after = event.seq
+                    heard = time.monotonic()
+                    yield event
+                heard = time.monotonic()
+                # A stream ends when the job has, and also when the service is restarted.
+                if self.get(job).ended:
+                    yield from self._recorded(_id(job), after)
+                    return
+            except (httpx2.TransportError, ServiceUnreachable, ApiError) as error:
+                if not _passing(error) or time.monotonic() - heard > PATIENCE:
+                    raise _told(error) from error
+                time.sleep(1.0)
+
+    def metrics(self, job: str | Job, *, name: str | None = None, points: int | None = None) -> Sequence[Point]:
+        """Points ordered by series and step; with `points`, at most so many of each series, evenly spaced."""
+        return page(self._transport, f"/jobs/{_id(job)}/metrics", Point, name=name, points=points).data
+
+    def cancel(self, job: str | Job) -> Job:
+        """Ask for its end: at once if it waits, within seconds if it runs. To ask again changes nothing."""
+        return read(Job, body(self._transport.request("POST", f"/jobs/{_id(job)}/cancel", idempotent=True)))
+
+    def delete(self, job: str | Job) -> None:
+        """Forget a job that has ended. Its student stays."""
+        self._transport.request("DELETE", f"/jobs/{_id(job)}")
+
+    def _recorded(self, job_id: str, after: int) -> Iterator[Event]:
+        while True:
+            found = page(self._transport, f"/jobs/{job_id}/events", Event, after=after, limit=100)
+            yield from found
+            if not found.has_more or not found.data:
+                return
+            after = found.data[-1].seq
+
+    def _stream(self, job_id: str, after: int) -> Iterator[Event]:
+        headers = {"Accept": "text/event-stream", "Last-Event-ID": str(after)}
+        with self._transport.stream(f"/jobs/{job_id}/events", headers=headers, read_timeout=_KEEPALIVE) as response:
+            for message in httpx2.EventSource(response):
+                if message.data:
+                    yield read(Event, message.json())
+
+
+def _id(job: str | Job) -> str:
+    return job if isinstance(job, str) else job.id
+
+
+def _passing(error: Exception) -> bool:
+    """It may be over in a moment: the service restarts, its database does, or a proxy has nobody to ask."""
+    return not isinstance(error, ApiError) or error.status in {429, 502, 503, 504}
+
+
+def _told(error: Exception) -> LimbeckError:
+    if isinstance(error, LimbeckError):
+        return error
+    return ServiceUnreachable(f"the event stream broke: {error or type(error).__name__}")
