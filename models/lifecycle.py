@@ -7,15 +7,15 @@
       │       cancelled
       └──release (drain), crashed, reap (a lease that ran out)
 
-Each verb is one `UPDATE … WHERE … RETURNING` with its event, in the caller's transaction (`Database.writing()`), so that
-of many callers exactly one changes the row. What a worker does carries its attempt number, and where another attempt
-has begun, or the job has ended, it raises `Fenced` and writes nothing. All lease arithmetic is on the database's clock.
+Each verb is one `UPDATE … WHERE … RETURNING` with its event, in the caller's transaction (`Database.writing()`): of
+many callers exactly one changes the row. What a worker does carries its attempt number, and where another attempt has
+begun, or the job has ended, it raises `Fenced` and writes nothing. All lease arithmetic is on the database's clock.
 
 A worker holds a *lease* on a job that is running, pausing or cancelling, and renews it by `heartbeat`.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, Protocol, assert_never
 
@@ -24,36 +24,20 @@ from sqlalchemy import delete as delete_rows
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from models import references
+from models import prerequisites
 from models.database import Database, db_now
-from models.errors import Conflict, Fenced, Invalid, Overloaded, Problem
+from models.errors import Conflict, Fenced, Invalid, Overloaded
 from models.settings import Settings
-from models.specs import (
-    FreshStudent,
-    JobSpec,
-    LocalTeacher,
-    PretrainedStudent,
-    ResolvedSpec,
-    SplitByColumn,
-    SplitByDataset,
-    SplitByShare,
-    StudentFromTeacher,
-    TextClassification,
-)
-from models.specs import (
-    Student as StudentSpec,
-)
+from models.specs import JobSpec, ResolvedSpec
 from models.tables import (
     ALIVE,
     ENDED,
-    Dataset,
     Event,
     IdempotencyKey,
     Job,
     JobStatus,
     Metric,
     Student,
-    Teacher,
     Worker,
     new_id,
     utc_now,
@@ -68,10 +52,11 @@ WORKER_FORGOTTEN_SECONDS = 24 * 3600.0
 Device = Literal["cpu", "gpu"]
 _SERVES: Mapping[str, tuple[Device, ...]] = {"cpu": ("cpu",), "gpu": ("gpu", "cpu")}
 _METRICS_AT_ONCE = 500
+_PLAIN = {"synchronize_session": False}
 
 
 def serves(worker_device: str) -> tuple[Device, ...]:
-    """The queues of a worker, first choice first. One with a GPU takes what waits for a CPU too when its own is empty."""
+    """The queues of a worker, first choice first: one with a GPU takes what waits for a CPU when its own is empty."""
     return _SERVES.get(worker_device, ("cpu",))
 
 
@@ -131,6 +116,9 @@ class Bell(Protocol):
 # --- submitting -------------------------------------------------------------------------------------------------------
 
 
+check_references = prerequisites.check_references
+
+
 def submit(
     session: Session,
     *,
@@ -180,7 +168,7 @@ def submit(
     session.flush()
     if idempotency_key is not None:
         session.add(IdempotencyKey(owner=owner, key=idempotency_key, body_sha256=body_sha256, job_id=job.id))
-    _tell(session, job.id, 0, "queued", f"Waiting for a {device.upper()} worker.", device=device)
+    _tell(session, job.id, 0, "queued", f"Waiting for a {device.upper()} worker.", {"device": device})
     session.flush()
     return job, True
 
@@ -219,101 +207,13 @@ def _workers_there(session: Session) -> set[str]:
     return set(session.scalars(fresh))
 
 
-def check_references(session: Session, owner: str, spec: JobSpec) -> list[Problem]:
-    """What only the database knows to be wrong with `spec`, with JSON pointers into it as it was sent."""
-    found = [*_dataset_problems(session, owner, spec)]
-    for i, teacher in enumerate(spec.teachers):
-        if isinstance(teacher, LocalTeacher):
-            found += _model_problems(session, owner, teacher.model, f"/teachers/{i}/model")
-    students: list[tuple[str, StudentSpec]] = [("/student", spec.student)] if spec.student is not None else []
-    students += [(f"/stages/{i}/student", stage.student) for i, stage in enumerate(spec.stages or ())]
-    for at, student in students:
-        match student:
-            case PretrainedStudent():
-                found += _model_problems(session, owner, student.model, f"{at}/model")
-            case StudentFromTeacher() | FreshStudent():
-                pass
-            case _:
-                assert_never(student)
-    return found
-
-
-def _dataset_problems(session: Session, owner: str, spec: JobSpec) -> Iterator[Problem]:
-    wanted: dict[str, str]
-    match spec.dataset:
-        case SplitByShare() | SplitByColumn():
-            wanted = {"/dataset/id": spec.dataset.id}
-        case SplitByDataset():
-            wanted = {f"/dataset/{part}": getattr(spec.dataset, part) for part in ("train", "validation", "test")}
-        case _:
-            assert_never(spec.dataset)
-    columns = dict(_task_columns(spec))
-    if isinstance(spec.dataset, SplitByColumn):
-        columns["/dataset/split"] = spec.dataset.split
-    absent: dict[str, str] = {}
-    for pointer, dataset_id in wanted.items():
-        dataset = session.get(Dataset, dataset_id)
-        if dataset is None or dataset.owner != owner:
-            yield Problem(pointer, f"there is no dataset {dataset_id!r}", "dataset_not_found")
-            continue
-        if dataset.status == "failed":
-            yield Problem(pointer, f"the import of dataset {dataset_id!r} failed", "dataset_failed")
-            continue
-        there = {column["name"] for column in dataset.columns}
-        absent |= {
-            at: f"dataset {dataset_id} has no column {name!r}; it has {_list(sorted(there))}"
-            for at, name in columns.items()
-            if name not in there
-        }
-        if isinstance(spec.dataset, SplitByShare):
-            yield from _size_problems(spec.dataset, dataset.rows)
-    yield from (Problem(at, message, "missing_column") for at, message in absent.items())
-
-
-def _task_columns(spec: JobSpec) -> Iterator[tuple[str, str]]:
-    if isinstance(spec.task, TextClassification):
-        yield "/task/text", spec.task.text
-        yield "/task/label", spec.task.label
-
-
-def _size_problems(split: SplitByShare, rows: int) -> Iterator[Problem]:
-    def count(part: float) -> float:
-        return part if isinstance(part, int) else part * rows
-
-    held_out = count(split.validation) + count(split.test)
-    if held_out >= rows:
-        at = "/dataset/test" if count(split.test) >= count(split.validation) else "/dataset/validation"
-        yield Problem(at, f"validation and test leave none of the {rows} rows to train on", "too_few_rows")
-
-
-def _list(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names[:20])) + (" …" if len(names) > 20 else "")
-
-
-def _model_problems(session: Session, owner: str, text: str, pointer: str) -> Iterator[Problem]:
-    reference = references.parse(text)
-    match reference.scheme:
-        case "student":
-            student = session.get(Student, reference.name)
-            if student is None or student.owner != owner:
-                yield Problem(pointer, f"there is no student {reference.name!r}", "student_not_found")
-        case "teacher":
-            teacher = session.get(Teacher, reference.name)
-            if teacher is None or teacher.owner != owner:
-                yield Problem(pointer, f"there is no teacher {reference.name!r}", "teacher_not_found")
-        case "hub" | "package" | "file":
-            pass
-        case _:
-            assert_never(reference.scheme)
-
-
 # --- what a person asks -----------------------------------------------------------------------------------------------
 
 
 def request_cancel(session: Session, job: Job) -> None:
     """Cancel now if it waits, or tell its worker. To ask again changes nothing.
 
-    Raises `Conflict` (`job_ended`) if it has succeeded or failed.
+    Raises `Conflict` (`illegal_transition`) if it has succeeded or failed.
     """
     now = _changed(
         session, update(Job).where(Job.id == job.id, Job.status.in_(("queued", "paused"))), **_ended("cancelled")
@@ -330,17 +230,17 @@ def request_cancel(session: Session, job: Job) -> None:
             _tell(session, job.id, now.attempt, "cancel_requested", "The worker has been asked to stop.")
     session.refresh(job)
     if job.status in ("succeeded", "failed"):
-        raise Conflict(f"this job has {job.status} already", code="job_ended")
+        raise Conflict(f"this job has {job.status} already", code="illegal_transition")
 
 
 def delete(session: Session, job: Job) -> None:
-    """Forget an ended job, its events and metrics. Its student stays. Raises `Conflict` (`job_not_ended`)."""
+    """Forget an ended job, its events and metrics. Its student stays. Raises `Conflict` (`illegal_transition`)."""
     done = session.execute(
         delete_rows(Job).where(Job.id == job.id, Job.status.in_(ENDED)).returning(Job.id),
-        execution_options={"synchronize_session": False},
+        execution_options=_PLAIN,
     ).one_or_none()
     if done is None:
-        raise Conflict(f"this job is {job.status}", code="job_not_ended", hint="cancel it and wait until it has ended")
+        raise Conflict(f"this job is {job.status}", code="illegal_transition", hint="cancel it first")
     session.expunge(job)
 
 
@@ -375,12 +275,12 @@ def claim(
             waiting_reason=None,
             version=Job.version + 1,
         ).returning(Job.owner, Job.name, Job.attempt, Job.device, Job.resolved_spec),
-        execution_options={"synchronize_session": False},
+        execution_options=_PLAIN,
     ).one_or_none()
     if row is None:
         return None
     message = "Started." if row.attempt == 1 else f"Attempt {row.attempt} goes on from what was saved."
-    _tell(session, job_id, row.attempt, "started", message, worker=worker)
+    _tell(session, job_id, row.attempt, "started", message, {"worker": worker})
     return Claimed(job_id, row.owner, row.name, row.attempt, row.device, row.resolved_spec)
 
 
@@ -388,7 +288,7 @@ def heartbeat(session: Session, job_id: str, attempt: int, ttl: float) -> JobSta
     """Renew the lease; the job's status, or None if this attempt has lost the job and must stop at once."""
     return session.execute(
         _of_attempt(job_id, attempt).values(lease_until=db_now() + ttl).returning(Job.status),
-        execution_options={"synchronize_session": False},
+        execution_options=_PLAIN,
     ).scalar_one_or_none()
 
 
@@ -416,7 +316,7 @@ def record(
     _fenced(session, _of_attempt(job_id, attempt), **(seen or {"attempt": attempt}))
     _upsert(session, job_id, attempt, metrics)
     for code, message, data in events:
-        _tell(session, job_id, attempt, code, message, **data)
+        _tell(session, job_id, attempt, code, message, data)
 
 
 def checkpointed(session: Session, job_id: str, attempt: int) -> None:
@@ -446,9 +346,9 @@ def succeed(
         report=student.report,
     )
     session.add(row)
-    _tell(session, job_id, attempt, "succeeded", "The student is published.", student_id=student.id)
+    _tell(session, job_id, attempt, "succeeded", "The student is published.", {"student_id": student.id})
     for code, message, data in events:
-        _tell(session, job_id, attempt, code, message, **data)
+        _tell(session, job_id, attempt, code, message, data)
     session.flush()
     return row
 
@@ -466,7 +366,7 @@ def fail(
     """The job cannot go on, however often it is tried. Raises `Fenced`, also if somebody has asked to cancel."""
     error = {"code": code, "message": message, "hint": hint, "pointer": pointer}
     _fenced(session, _of_attempt(job_id, attempt, "running", "pausing"), **_ended("failed"), error=error)
-    _tell(session, job_id, attempt, "failed", message, code=code)
+    _tell(session, job_id, attempt, "failed", message, {"code": code})
 
 
 def cancelled(session: Session, job_id: str, attempt: int) -> None:
@@ -477,14 +377,9 @@ def cancelled(session: Session, job_id: str, attempt: int) -> None:
 
 def release(session: Session, job_id: str, attempt: int, reason: str = "its worker is shutting down") -> JobStatus:
     """Give the job back, through no fault of its own; its new status. Raises `Fenced`."""
-    now = _changed(session, _of_attempt(job_id, attempt, "cancelling"), **_ended("cancelled"))
-    if now is not None:
-        _tell(session, job_id, attempt, "cancelled", "Cancelled; nothing was published.")
-        return "cancelled"
-    now = _changed(session, _of_attempt(job_id, attempt, "pausing"), **_without_lease("paused"))
-    if now is not None:
-        _tell(session, job_id, attempt, "paused", "Paused with a checkpoint.")
-        return "paused"
+    stopped = _stopped(session, job_id, attempt)
+    if stopped is not None:
+        return stopped
     _fenced(session, _of_attempt(job_id, attempt, "running"), **_without_lease("queued"), rung_at=None)
     _tell(session, job_id, attempt, "released", f"Waiting again: {reason}. It does not count as a failure.")
     return "queued"
@@ -495,11 +390,26 @@ def crashed(session: Session, job_id: str, attempt: int, reason: str) -> JobStat
 
     `reason` is for people and says how it ended; the new status is returned. Raises `Fenced`.
     """
-    now = _changed(session, _of_attempt(job_id, attempt, "cancelling"), **_ended("cancelled"))
-    if now is not None:
-        _tell(session, job_id, attempt, "cancelled", "Cancelled; nothing was published.")
-        return "cancelled"
-    return _count_failure(session, _of_attempt(job_id, attempt, "running", "pausing"), job_id, "crashed", reason)
+    stopped = _stopped(session, job_id, attempt)
+    if stopped is not None:
+        return stopped
+    running = _of_attempt(job_id, attempt, "running")
+    if _changed(session, running.where(Job.failures + 1 >= MAX_FAILURES), **_poisoned(reason)) is not None:
+        _tell_poison(session, job_id, attempt, reason)
+        return "failed"
+    failures = _fenced(session, running, **_again()).failures
+    _tell(session, job_id, attempt, "crashed", f"Waiting again: {reason}.", {"failures": failures})
+    return "queued"
+
+
+def _stopped(session: Session, job_id: str, attempt: int) -> JobStatus | None:
+    """A job whose trainer was being stopped anyway has now stopped, however that came about."""
+    for status, values, message in _STOPS:
+        if _changed(session, _of_attempt(job_id, attempt, status), **values()) is not None:
+            end: JobStatus = values()["status"]
+            _tell(session, job_id, attempt, end, f"{message}.")
+            return end
+    return None
 
 
 def reap(session: Session) -> int:
@@ -517,19 +427,17 @@ def _reap(session: Session, job_id: str | None) -> int:
     if job_id is not None:
         over = over.where(Job.id == job_id)
     settled = 0
-    for status, values, code, message in (
-        ("cancelling", _ended("cancelled"), "cancelled", "Cancelled; its worker did not answer any more."),
-        ("pausing", _without_lease("paused"), "paused", "Paused; its worker did not answer any more."),
-    ):
-        for row in _all_changed(session, over.where(Job.status == status), **values):
-            _tell(session, row.id, row.attempt, code, message)
+    for status, values, message in _STOPS:
+        for row in _all_changed(session, over.where(Job.status == status), **values()):
+            _tell(session, row.id, row.attempt, values()["status"], f"{message}; its worker did not answer any more.")
             settled += 1
+    running = over.where(Job.status == "running")
     reason = "its worker fell silent and lost the lease"
-    for row in _all_changed(session, over.where(Job.status == "running", *_last_try()), **_poisoned(reason)):
+    for row in _all_changed(session, running.where(Job.failures + 1 >= MAX_FAILURES), **_poisoned(reason)):
         _tell_poison(session, row.id, row.attempt, reason)
         settled += 1
-    for row in _all_changed(session, over.where(Job.status == "running"), **_again()):
-        _tell(session, row.id, row.attempt, "lease_lost", f"Waiting again: {reason}.", failures=row.failures)
+    for row in _all_changed(session, running, **_again()):
+        _tell(session, row.id, row.attempt, "lease_lost", f"Waiting again: {reason}.", {"failures": row.failures})
         settled += 1
     return settled
 
@@ -582,7 +490,7 @@ def to_ring(session: Session, older_than: float = 60.0, limit: int = 100) -> lis
     )
     rows = session.execute(
         update(Job).where(Job.id.in_(wanted)).values(rung_at=db_now()).returning(Job.id, Job.device, Job.priority),
-        execution_options={"synchronize_session": False},
+        execution_options=_PLAIN,
     ).all()
     return [(row.id, row.device) for row in sorted(rows, key=lambda row: (-row.priority, row.id))]
 
@@ -604,29 +512,27 @@ def worker_seen(
     jobs: Sequence[str],
 ) -> None:
     """A worker says that it is there. Those that have said nothing for a day are forgotten."""
-    row = {
-        "id": worker_id,
-        "host": host,
-        "pid": pid,
-        "device": device,
-        "device_name": device_name[:200],
-        "slots": slots,
-        "jobs": list(jobs),
-        "started_at": utc_now(),
-    }
-    insert = _insert(session, Worker).values(**row, seen_at=db_now())
+    insert = _insert(session, Worker).values(
+        id=worker_id,
+        host=host[:255],
+        pid=pid,
+        device=device,
+        device_name=device_name[:200],
+        slots=slots,
+        jobs=list(jobs),
+        started_at=utc_now(),
+        seen_at=db_now(),
+    )
     session.execute(
         insert.on_conflict_do_update(index_elements=["id"], set_={"jobs": insert.excluded.jobs, "seen_at": db_now()})
     )
-    session.execute(
-        delete_rows(Worker).where(Worker.seen_at < db_now() - WORKER_FORGOTTEN_SECONDS),
-        execution_options={"synchronize_session": False},
-    )
+    forgotten = delete_rows(Worker).where(Worker.seen_at < db_now() - WORKER_FORGOTTEN_SECONDS)
+    session.execute(forgotten, execution_options=_PLAIN)
 
 
 def worker_left(session: Session, worker_id: str) -> None:
     """A worker has ended in order."""
-    session.execute(delete_rows(Worker).where(Worker.id == worker_id), execution_options={"synchronize_session": False})
+    session.execute(delete_rows(Worker).where(Worker.id == worker_id), execution_options=_PLAIN)
 
 
 # --- how a row changes ------------------------------------------------------------------------------------------------
@@ -637,13 +543,8 @@ def _of_attempt(job_id: str, attempt: int, *statuses: JobStatus) -> Update:
 
 
 def _ended(status: JobStatus) -> dict[str, Any]:
-    return {
-        "status": status,
-        "lease_until": None,
-        "waiting_reason": None,
-        "eta_seconds": None,
-        "finished_at": utc_now(),
-    }
+    over = {"lease_until": None, "waiting_reason": None, "eta_seconds": None, "finished_at": utc_now()}
+    return {"status": status, **over}
 
 
 def _without_lease(status: JobStatus) -> dict[str, Any]:
@@ -653,10 +554,6 @@ def _without_lease(status: JobStatus) -> dict[str, Any]:
 
 def _again() -> dict[str, Any]:
     return {**_without_lease("queued"), "failures": Job.failures + 1, "rung_at": None}
-
-
-def _last_try() -> tuple[Any, ...]:
-    return (Job.failures + 1 >= MAX_FAILURES,)
 
 
 def _poisoned(reason: str) -> dict[str, Any]:
@@ -669,14 +566,11 @@ def _poisoned(reason: str) -> dict[str, Any]:
     return {**_ended("failed"), "failures": Job.failures + 1, "error": error}
 
 
-def _count_failure(session: Session, whose: Update, job_id: str, code: str, reason: str) -> JobStatus:
-    now = _changed(session, whose.where(*_last_try()), **_poisoned(reason))
-    if now is not None:
-        _tell_poison(session, job_id, now.attempt, reason)
-        return "failed"
-    now = _fenced(session, whose, **_again())
-    _tell(session, job_id, now.attempt, code, f"Waiting again: {reason}.", failures=now.failures)
-    return "queued"
+# What becomes of a job that was being stopped, and the sentence of its event.
+_STOPS: tuple[tuple[JobStatus, Callable[[], dict[str, Any]], str], ...] = (
+    ("cancelling", lambda: _ended("cancelled"), "Cancelled, and nothing was published"),
+    ("pausing", lambda: _without_lease("paused"), "Paused with a checkpoint"),
+)
 
 
 class _Row(NamedTuple):
@@ -693,7 +587,7 @@ def _all_changed(session: Session, statement: Update, **values: Any) -> list[_Ro
         values["version"] = Job.version + 1
     rows = session.execute(
         statement.values(**values).returning(Job.id, Job.attempt, Job.failures, Job.owner, Job.name),
-        execution_options={"synchronize_session": False},
+        execution_options=_PLAIN,
     )
     return [_Row(*row) for row in rows]
 
@@ -709,12 +603,14 @@ def _fenced(session: Session, statement: Update, **values: Any) -> _Row:
     return row
 
 
-def _tell(session: Session, job_id: str, attempt: int, code: str, message: str, **data: Any) -> None:
-    session.add(Event(job_id=job_id, attempt=attempt, code=code[:64], message=message, data=data))
+def _tell(
+    session: Session, job_id: str, attempt: int, code: str, message: str, data: Mapping[str, Any] | None = None
+) -> None:
+    session.add(Event(job_id=job_id, attempt=attempt, code=code[:64], message=message, data=dict(data or {})))
 
 
 def _tell_poison(session: Session, job_id: str, attempt: int, reason: str) -> None:
-    _tell(session, job_id, attempt, "failed", f"Failed {MAX_FAILURES} times in a row: {reason}.", code="poison")
+    _tell(session, job_id, attempt, "failed", f"Failed {MAX_FAILURES} times in a row: {reason}.", {"code": "poison"})
 
 
 def _upsert(session: Session, job_id: str, attempt: int, metrics: Sequence[Point]) -> None:
@@ -739,4 +635,4 @@ def _upsert(session: Session, job_id: str, attempt: int, metrics: Sequence[Point
 def _insert(session: Session, table: type[Metric] | type[Worker]) -> Any:
     """The dialect's own INSERT, which has ON CONFLICT."""
     dialect = session.get_bind().dialect.name
-    return (postgresql if dialect == "postgresql" else sqlite).insert(table.__table__)  # type: ignore[arg-type]
+    return (postgresql if dialect == "postgresql" else sqlite).insert(table.__table__)

@@ -6,6 +6,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import httpx2
 import uvicorn
@@ -59,6 +61,11 @@ class Service:
         """Every file below the artifact store's folder and the folder that uploads are worked on in."""
         roots = (self.settings.data_dir / "artifacts", self.settings.data_dir / "uploads")
         return sorted(str(path) for root in roots if root.exists() for path in root.rglob("*") if path.is_file())
+
+
+def settings_in(folder: Path, **chosen: Any) -> Settings:
+    """Everything below `folder`, whatever this machine's environment says."""
+    return Settings(**({"data_dir": folder, "database_url": "", "broker_url": "", "artifacts_url": ""} | chosen))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from models.database import Database
 from models.errors import LimbeckError
 from models.queue import TASK, Doorbell, celery_app, queue_name
 from models.settings import Settings
-from models.tables import new_id, utc_now
+from models.tables import new_id
 from worker.supervisor import Supervisor
 
 log = structlog.get_logger(__name__)
@@ -155,22 +155,18 @@ def _poll(supervisor: Supervisor) -> None:
 
 
 def _sweep(supervisor: Supervisor, doorbell: Doorbell) -> None:
-    started = utc_now()
     while True:
         try:
             with supervisor.database.writing() as session:
                 lifecycle.worker_seen(
                     session,
-                    {
-                        "id": supervisor.worker_id,
-                        "host": socket.gethostname(),
-                        "pid": os.getpid(),
-                        "device": supervisor.device,
-                        "device_name": "",
-                        "slots": supervisor.settings.slots,
-                        "jobs": sorted(supervisor.jobs),
-                        "started_at": started,
-                    },
+                    worker_id=supervisor.worker_id,
+                    host=socket.gethostname(),
+                    pid=os.getpid(),
+                    device=supervisor.device,
+                    device_name="",
+                    slots=supervisor.settings.slots,
+                    jobs=sorted(supervisor.jobs),
                 )
             lifecycle.sweep(supervisor.database, doorbell, supervisor.settings)
         except SQLAlchemyError as error:
@@ -182,7 +178,7 @@ def _sweep(supervisor: Supervisor, doorbell: Doorbell) -> None:
 def _say_goodbye(supervisor: Supervisor) -> None:
     try:
         with supervisor.database.writing() as session:
-            lifecycle.worker_gone(session, supervisor.worker_id)
+            lifecycle.worker_left(session, supervisor.worker_id)
     except SQLAlchemyError as error:
         log.warning("goodbye_not_stored", error=type(error).__name__)
 

@@ -28,7 +28,7 @@ from models import lifecycle, references
 from models.artifacts import Store
 from models.database import Database
 from models.errors import Fenced, LimbeckError, Missing
-from models.lifecycle import Bell, Claimed
+from models.lifecycle import Bell, Claimed, Happening, NewStudent, Point
 from models.settings import Settings
 from models.specs import LocalTeacher, PretrainedStudent, ResolvedSpec, SplitByDataset
 from models.tables import Dataset, Student, Teacher, new_id
@@ -122,8 +122,9 @@ class _Attempt:
         self.kill_at = float("inf")
         self.renewed = time.monotonic()
         self.pending: dict[str, Any] = {}
-        self.metrics: list[dict[str, Any]] = []
-        self.events: list[tuple[str, str, dict[str, Any]]] = []
+        self.metrics: list[Point] = []
+        self.events: list[Happening] = []
+        self.checkpointed = False
         self.last: ResultLine | StoppedLine | ErrorLine | None = None
 
     def run(self) -> None:
@@ -302,16 +303,16 @@ class _Attempt:
         match line:
             case PhaseLine():
                 self.pending["phase"] = line.phase
-                self.events.append(("phase", f"Phase {line.phase} began.", {"phase": line.phase}))
+                self.events.append(Happening("phase", f"Phase {line.phase} began.", {"phase": line.phase}))
                 self.log.info("phase", phase=line.phase)
             case ProgressLine():
-                self.pending |= {"progress": line.progress, "eta_seconds": line.eta_seconds}
+                self.pending |= {"progress": line.progress, "eta": line.eta_seconds}
             case MetricLine():
-                self.metrics.append(line.model_dump(exclude={"type"}))
+                self.metrics.append(Point(line.arm, line.stage, line.phase, line.name, line.step, line.value))
             case EventLine():
-                self.events.append((line.code, line.message, line.data))
+                self.events.append(Happening(line.code, line.message, line.data))
             case CheckpointLine():
-                self.pending["checkpointed"] = True
+                self.checkpointed = True
             case ResultLine() | StoppedLine() | ErrorLine():
                 self.last = line
             case _:
@@ -319,19 +320,21 @@ class _Attempt:
 
     def _flush(self) -> None:
         """Store what came since the last time; what cannot be stored now is kept for the next."""
-        if not (self.pending or self.metrics or self.events):
+        if not (self.pending or self.metrics or self.events or self.checkpointed):
             return
         try:
             with self.at.database.writing() as session:
                 lifecycle.record(
                     session, self.job_id, self.number, metrics=self.metrics, events=self.events, **self.pending
                 )
+                if self.checkpointed:
+                    lifecycle.checkpointed(session, self.job_id, self.number)
         except Fenced:
             self.ending = "fenced"
         except SQLAlchemyError as error:
             self.log.warning("report_not_stored", error=type(error).__name__)
             return
-        self.pending, self.metrics, self.events = {}, [], []
+        self.pending, self.metrics, self.events, self.checkpointed = {}, [], [], False
 
     # How it ends.
 
@@ -355,17 +358,14 @@ class _Attempt:
             case _ if self.ending == "cancel":
                 self._end(lambda session: lifecycle.cancelled(session, self.job_id, self.number))
             case _ if self.ending == "drain":
-                self._end(
-                    lambda session: lifecycle.release(session, self.job_id, self.number, bell=self.at.bell), keep=True
-                )
+                self._end(lambda session: lifecycle.release(session, self.job_id, self.number), keep=True)
             case _:
                 self.log.warning("trainer_died", status=status, stderr="".join(errors)[-8000:])
-                how = f"signal {-status}" if status < 0 else f"status {status}"
-                message = f"The trainer died with {how}; the job goes on from its last checkpoint."
+                how = (
+                    f"the trainer died of signal {-status}" if status < 0 else f"the trainer ended with status {status}"
+                )
                 self._end(
-                    lambda session: lifecycle.crashed(
-                        session, self.job_id, self.number, message=message, bell=self.at.bell
-                    ),
+                    lambda session: lifecycle.crashed(session, self.job_id, self.number, how),
                     keep=True,
                 )
 
@@ -380,10 +380,7 @@ class _Attempt:
                     session,
                     self.job_id,
                     self.number,
-                    student_id=student_id,
-                    artifact=artifact,
-                    manifest=manifest.model_dump(mode="json"),
-                    report=report,
+                    NewStudent(student_id, manifest.student_hash, artifact, manifest.model_dump(mode="json"), report),
                 )
         except BaseException:
             self.at.store.delete(artifact)

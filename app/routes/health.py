@@ -95,7 +95,7 @@ def metrics(request: Request, session: ReadSession) -> Response:
     """Prometheus text: this process's calls of /predict, and the jobs in the database."""
     state = request.app.state
     by_status = select(Job.status, func.count()).group_by(Job.status)
-    counts: dict[str, int] = dict(session.execute(by_status).tuples().all())
+    counts: dict[str, int] = dict(session.execute(by_status).all())
     registry = CollectorRegistry()
     jobs = Gauge("limbeck_jobs", "Jobs in the database", ("status",), registry=registry)
     for status in JOB_STATUSES:

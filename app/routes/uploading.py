@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from app.dependencies import settings as settings_of
+from app.uploads.disk import on_disk
 from models.artifacts import Store
 from models.database import Database
 from models.errors import Conflict, Invalid, LimbeckError, Problem, TooLarge
@@ -74,7 +75,8 @@ async def receive(request: Request) -> AsyncIterator[Form | dict[str, Any]]:
 
 async def _read_form(request: Request) -> FormData:
     try:
-        return await request.form(max_files=1000, max_fields=32, max_part_size=64 * 1024)
+        with on_disk("the upload"):
+            return await request.form(max_files=1000, max_fields=32, max_part_size=64 * 1024)
     except ClientDisconnect as error:
         raise Invalid("the upload was cut off", code="upload_cut_off") from error
     except HTTPException as error:
@@ -160,11 +162,14 @@ def _pointer(name: str) -> str:
 def working_folder(settings: Settings) -> Iterator[Path]:
     """A new folder that is gone afterwards. What a killed process left is removed by a later upload."""
     root = settings.data_dir.resolve() / "uploads"
-    root.mkdir(parents=True, exist_ok=True)
-    for left in root.iterdir():
-        if time.time() - left.lstat().st_mtime > _LEFT_BEHIND_AFTER:
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(dir=root) as folder:
+    with on_disk("the upload"):
+        root.mkdir(parents=True, exist_ok=True)
+        for left in root.iterdir():
+            with suppress(FileNotFoundError):  # another upload has just ended
+                if time.time() - left.lstat().st_mtime > _LEFT_BEHIND_AFTER:
+                    shutil.rmtree(left, ignore_errors=True)
+        working = tempfile.TemporaryDirectory(dir=root, ignore_cleanup_errors=True)
+    with working as folder:
         yield Path(folder)
 
 

