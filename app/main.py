@@ -7,6 +7,7 @@ import contextlib
 import ipaddress
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
@@ -186,6 +187,9 @@ def main(arguments: list[str] | None = None) -> int:
         server_header=False,
         timeout_graceful_shutdown=int(settings.drain_timeout),
     )
+    # Once it has stopped, uvicorn sends itself the signal again. To have been asked to stop is no failure.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
     asyncio.run(_serve(uvicorn.Server(config), app))
     return 0
 

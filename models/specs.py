@@ -9,6 +9,7 @@ The contract is larger than this version. What is named in it but cannot run yet
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, Literal, NoReturn, Self
 
 from pydantic import (
@@ -266,7 +267,7 @@ class StudentFromTeacher(Spec):
     @field_validator("layers")
     @classmethod
     def _increasing(cls, layers: int | list[int] | None) -> int | list[int] | None:
-        if isinstance(layers, list) and any(b <= a for a, b in zip(layers, layers[1:], strict=False)):
+        if isinstance(layers, list) and any(after <= before for before, after in pairwise(layers)):
             raise PydanticCustomError("impossible_layers", "layers must be strictly increasing and without repetition")
         return layers
 
@@ -401,7 +402,7 @@ Method = Annotated[Hinton | LaterPreset, Field(discriminator="preset"), BeforeVa
 
 
 class Stage(Spec):
-    """One teacher-to-student step. `phases`, or the short form of one phase: `method` or `objectives`, and `schedule`."""
+    """One teacher-to-student step: `phases`, or the short form of one, `method` or `objectives` with `schedule`."""
 
     student: Student
     phases: Annotated[list[Phase], Field(min_length=1, max_length=8)] | None = None
@@ -546,7 +547,9 @@ def _short_form_problems(spec: JobSpec) -> list[Problem]:
         ]
     elif spec.student is None:
         found.append(Problem("/student", "say which student you want: student (one stage) or stages", "missing"))
-    for at, part in [("", spec), *((f"/stages/{i}", stage) for i, stage in enumerate(spec.stages or ()))]:
+    parts: list[tuple[str, JobSpec | Stage]] = [("", spec)]
+    parts += [(f"/stages/{at}", stage) for at, stage in enumerate(spec.stages or ())]
+    for at, part in parts:
         ways = [name for name in ("phases", "method", "objectives") if getattr(part, name) is not None]
         found += [
             Problem(f"{at}/{name}", f"{name} and {ways[0]} say the same thing twice", "ambiguous") for name in ways[1:]
@@ -602,9 +605,9 @@ def _pointer(loc: Sequence[int | str], document: Any, *, absent: bool) -> str:
     here = document
     for position, part in enumerate(loc):
         last = position == len(loc) - 1
-        if isinstance(part, int) and isinstance(here, list) and part < len(here):
-            here = here[part]
-        elif isinstance(here, Mapping) and part in here and not (part in (here.get("kind"), here.get("preset"))):
+        named = (here.get("kind"), here.get("preset")) if isinstance(here, Mapping) else ()
+        inside = part in here and part not in named if isinstance(here, Mapping) else False
+        if inside or (isinstance(part, int) and isinstance(here, list) and part < len(here)):
             here = here[part]
         elif not (last and absent):
             continue

@@ -32,7 +32,8 @@ def test_no_pickle_and_no_remote_code(path: Path) -> None:
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         for keyword in node.keywords
-        if keyword.arg == "trust_remote_code" and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
+        if keyword.arg == "trust_remote_code"
+        and not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
     ]
     assert not trusting
 
@@ -62,27 +63,34 @@ def test_only_entry_points_read_the_environment() -> None:
 
 
 def test_the_api_loads_no_torch() -> None:
-    code = "import sys, app.main; print([name for name in ('torch', 'transformers', 'sklearn', 'scipy') if name in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    heavy = ("torch", "transformers", "sklearn", "scipy")
+    code = f"import sys, app.main; print([name for name in {heavy} if name in sys.modules])"
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+    )
     assert answer.stdout.strip() == "[]"
 
 
 def test_the_supervisor_loads_no_torch() -> None:
     code = "import sys, worker.main; print('torch' in sys.modules)"
-    answer = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True)
+    answer = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=60, check=True
+    )
     assert answer.stdout.strip() == "False"
 
 
 def test_readme_has_a_line_for_every_file() -> None:
     readme = (ROOT / "README.md").read_text("utf-8")
     missing = [
-        str(path.relative_to(ROOT))
-        for path in SOURCES
-        if path.name != "__init__.py" and path.name not in readme
+        str(path.relative_to(ROOT)) for path in SOURCES if path.name != "__init__.py" and path.name not in readme
     ]
     assert not missing
 
 
 def test_no_file_is_too_long_to_read_in_one_sitting() -> None:
-    long = {str(path.relative_to(ROOT)): lines for path in SOURCES if (lines := len(path.read_text("utf-8").splitlines())) > 600}
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in SOURCES
+        if (lines := len(path.read_text("utf-8").splitlines())) > 600
+    }
     assert not long

@@ -1,7 +1,7 @@
 """What goes into a trainer process and what comes out of it. Knows no torch, so that the supervisor starts at once.
 
-In, on standard input: one line with an `Assignment`, then one line for every successful heartbeat (`{"tick": n}`) and at
-most one `{"stop": "cancel" | "drain"}`. Out, on standard output: one JSON object a line, each with a `type`.
+In, on standard input: one line with an `Assignment`, then one line for every successful heartbeat (`{"tick": n}`) and
+at most one `{"stop": "cancel" | "drain"}`. Out, on standard output: one JSON object a line, each with a `type`.
 """
 
 from pathlib import Path
@@ -108,7 +108,7 @@ Message = Annotated[
 ]
 
 
-class Stopped(Exception):  # noqa: N818 - it is a request that was obeyed, not an error
+class Stopped(Exception):
     """Raised by `Report.check` when the trainer has been asked to stop."""
 
     def __init__(self, reason: StopReason) -> None:

@@ -31,8 +31,8 @@ from torch import nn
 
 from models import gates
 from models.errors import JobFailure
-from models.runtime import Runtime
-from models.specs import HardLabels, Phase, ResolvedSpec, TextClassification
+from models.runtime import FILES, Precision, Runtime
+from models.specs import HardLabels, LocalTeacher, Objective, Phase, ResolvedSpec, TextClassification
 from worker import evaluation, export
 from worker.checkpoints import Checkpoints
 from worker.data import Encoded
@@ -177,7 +177,7 @@ def _preflight(assignment: Assignment, report: Report) -> tuple[Run, OpenTeacher
     if spec.promote is not None:
         for reason in gates.unreachable(spec.promote.gate, len(data.test)):
             run.warn("gate_unreachable", reason)
-    reference = spec.teachers[0]
+    reference = _local_teacher(spec)
     teacher = open_teacher(
         find_folder(reference.model, assignment),
         data.labels,
@@ -196,6 +196,15 @@ def _preflight(assignment: Assignment, report: Report) -> tuple[Run, OpenTeacher
     )
     _smoke(run, student)
     return run, teacher
+
+
+def _local_teacher(spec: ResolvedSpec) -> LocalTeacher:
+    teacher = spec.teachers[0]
+    if not isinstance(teacher, LocalTeacher):
+        raise JobFailure(
+            f"{teacher.kind!r} teachers are not available", code="not_available_yet", pointer="/teachers/0"
+        )
+    return teacher
 
 
 def _smoke(run: Run, student: Student) -> None:
@@ -227,7 +236,7 @@ def _build(run: Run, teacher: OpenTeacher) -> Student:
 
 
 def _teach(run: Run, teacher: OpenTeacher) -> Teaching:
-    fine_tune = run.spec.teachers[0].fine_tune
+    fine_tune = _local_teacher(run.spec).fine_tune
     identity = teacher.identity
     if fine_tune is not None:
         key = _key(
@@ -366,7 +375,7 @@ def _distil(run: Run, teaching: Teaching) -> tuple[Student, Student, Student | N
         control.network.load_state_dict(known.tensors)
         run.report.event("control_from_cache", "This control was trained before, on the same rows.")
         return untrained, distilled, control
-    hard = [HardLabels(kind="hard_labels")]
+    hard: list[Objective] = [HardLabels(kind="hard_labels")]
     for number, phase in enumerate(run.spec.stages[0].phases):
         twin = Phase(objectives=hard, schedule=phase.schedule)
         run.counters.control_training_steps += _train_arm(
@@ -488,7 +497,7 @@ def _evaluate(
 
     def judged(logits: NDArray[np.float32]) -> dict[str, Any]:
         # The same shape as the distilled student: its size is known, and its speed would be the same.
-        alike = {"fp32": evaluation.Measured(logits, fp32_bytes, None)}
+        alike: dict[Precision, evaluation.Measured] = {"fp32": evaluation.Measured(logits, fp32_bytes, None)}
         return evaluation.arm(
             alike, test.labels, run.data.labels, served="fp32", parameters=size, teacher=teacher_logits
         )
@@ -556,7 +565,7 @@ def _measured_teacher(run: Run, folder: Path, logits: NDArray[np.float32]) -> ev
             )
         latency = measured
         kept.write_text(json.dumps(asdict(latency)), "utf-8")
-    return evaluation.Measured(logits, (folder / export.FILES["fp32"]).stat().st_size, latency)
+    return evaluation.Measured(logits, (folder / FILES["fp32"]).stat().st_size, latency)
 
 
 def _counting(run: Run, total: int, start: float, end: float) -> Callable[[int], None]:
@@ -582,7 +591,7 @@ def _publish(run: Run, teaching: Teaching, folder: Path, document: dict[str, Any
         document,
         run.spec,
         data=run.data.hashes,
-        teacher={"reference": run.spec.teachers[0].model, "identity": teaching.identity},
+        teacher={"reference": _local_teacher(run.spec).model, "identity": teaching.identity},
     )
 
 

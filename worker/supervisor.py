@@ -1,8 +1,9 @@
 """What stands between a job's row and the process that trains it. Loads no torch.
 
-`Supervisor.serve` claims a job, spawns a trainer in a process group of its own, renews the lease, stores what the trainer
-reports, and ends the attempt: succeeded, failed, cancelled, released or crashed. It alone writes to the database, and
-each write carries the attempt's number. If the lease cannot be renewed, the trainer is killed before anyone else may claim.
+`Supervisor.serve` claims a job, spawns a trainer in a process group of its own, renews the lease, stores what the
+trainer reports, and ends the attempt: succeeded, failed, cancelled, released or crashed. It alone writes to the
+database, and each write carries the attempt's number. If the lease cannot be renewed, the trainer is killed before
+anyone else may claim.
 """
 
 import json
@@ -24,10 +25,11 @@ import structlog
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from models import lifecycle, references
+from models import deployments, lifecycle, references
 from models.artifacts import Store
 from models.database import Database
 from models.errors import Fenced, LimbeckError, Missing
+from models.gates import Bounds, decide
 from models.lifecycle import Bell, Claimed, Happening, NewStudent, Point
 from models.settings import Settings
 from models.specs import LocalTeacher, PretrainedStudent, ResolvedSpec, SplitByDataset
@@ -134,10 +136,11 @@ class _Attempt:
         except Fenced:
             self.log.warning("attempt_fenced")
         except LimbeckError as error:
-            self.log.warning("attempt_failed", code=error.code)
+            failure = error
+            self.log.warning("attempt_failed", code=failure.code)
             self._end(
                 lambda session: lifecycle.fail(
-                    session, self.job_id, self.number, code=error.code, message=error.message, hint=error.hint
+                    session, self.job_id, self.number, code=failure.code, message=failure.message, hint=failure.hint
                 )
             )
 
@@ -199,11 +202,14 @@ class _Attempt:
         found = {}
         for text in texts:
             reference = references.parse(text)
-            table = {"student": Student, "teacher": Teacher}.get(reference.scheme)
-            if table is None:
+            if reference.scheme not in ("student", "teacher"):
                 continue
+            row: Student | Teacher | None
             with self.at.database.reading() as session:
-                row = session.get(table, reference.name)
+                if reference.scheme == "student":
+                    row = session.get(Student, reference.name)
+                else:
+                    row = session.get(Teacher, reference.name)
             if row is None:
                 raise Missing(f"{text} has been deleted", code="reference_not_found")
             found[text] = self.at.store.fetch_folder(row.artifact)
@@ -370,25 +376,45 @@ class _Attempt:
                 )
 
     def _succeed(self, folder: Path) -> None:
+        """Publish, then one transaction: the job has succeeded, its student exists, and the gate has decided."""
+        report = json.loads((folder / "report.json").read_text("utf-8"))
         student_id = new_id("st")
         artifact = f"students/{student_id}"
-        report = json.loads((folder / "report.json").read_text("utf-8"))
         manifest = self.at.store.publish(folder, artifact)
+        spec = ResolvedSpec.model_validate(self.claimed.resolved_spec)
+        decision = None if spec.promote is None else decide(spec.promote.gate, Bounds.of_report(report))
+        told = [Happening("verdict", report["verdict"], {"student_id": student_id})]
+        if spec.promote is not None and decision is not None:
+            moved = "now points at this student" if decision.passed else "was not moved"
+            told.append(
+                Happening(
+                    "promoted" if decision.passed else "not_promoted",
+                    f"The deployment {spec.promote.deployment!r} {moved}. {decision.reason}",
+                    {"deployment": spec.promote.deployment},
+                )
+            )
+        new = NewStudent(student_id, manifest.student_hash, artifact, manifest.model_dump(mode="json"), report)
         try:
             with self.at.database.writing() as session:
-                lifecycle.succeed(
-                    session,
-                    self.job_id,
-                    self.number,
-                    NewStudent(student_id, manifest.student_hash, artifact, manifest.model_dump(mode="json"), report),
-                )
+                student = lifecycle.succeed(session, self.job_id, self.number, new, told)
+                session.flush()
+                if spec.promote is not None and decision is not None and decision.passed:
+                    deployments.promote(
+                        session,
+                        owner=student.owner,
+                        name=spec.promote.deployment,
+                        student_id=student.id,
+                        by=self.job_id,
+                        gate=spec.promote.gate.model_dump(mode="json"),
+                        reason=decision.reason,
+                    )
         except BaseException:
             self.at.store.delete(artifact)
             raise
         self.log.info("attempt_succeeded", student_id=student_id)
         self._tidy()
 
-    def _end(self, verb: Callable[[Any], None], *, keep: bool = False) -> None:
+    def _end(self, verb: Callable[[Any], object], *, keep: bool = False) -> None:
         """The row that ends the attempt, tried until the lease would be somebody else's; then the folder goes."""
         while True:
             try:

@@ -70,7 +70,7 @@ def healthz() -> views.Health:
 def readyz(request: Request, response: Response, database: DatabaseHere, doorbell: DoorbellHere) -> views.Readiness:
     """Whether to send requests here. Without a broker jobs start a little later; nothing else changes."""
     state = request.app.state
-    checks = {"database": "ok", "migrations": "ok", "broker": doorbell.state()}
+    checks: dict[str, str] = {"database": "ok", "migrations": "ok", "broker": doorbell.state()}
     try:
         with database.reading() as session:
             session.execute(text("SELECT 1"))

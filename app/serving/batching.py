@@ -39,7 +39,7 @@ class Answer:
     timing: Timing
 
 
-class CallerLeft(Exception):  # noqa: N818 - it is not an error
+class CallerLeft(Exception):
     """Nobody waits for this answer any more."""
 
 

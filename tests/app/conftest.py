@@ -1,4 +1,4 @@
-"""A real application over a real SQLite file and a folder of artifacts, with an admin key; and small published students."""
+"""A real application over a real SQLite file and a folder of artifacts, with an admin key; small published students."""
 
 import json
 import shutil

