@@ -13,6 +13,7 @@ from itertools import pairwise
 from typing import Annotated, Any, Literal, NoReturn, Self
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -360,7 +361,15 @@ Objective = Annotated[
     | Relations,
     Field(discriminator="kind"),
 ]
-Objectives = Annotated[list[Objective], Field(min_length=1, max_length=16)]
+
+
+def _some_weight(objectives: list[Any]) -> list[Any]:
+    if not any(objective.weight for objective in objectives):
+        raise PydanticCustomError("no_weight", "at least one objective must have a weight above 0")
+    return objectives
+
+
+Objectives = Annotated[list[Objective], Field(min_length=1, max_length=16), AfterValidator(_some_weight)]
 
 
 class Phase(Spec):
@@ -368,12 +377,6 @@ class Phase(Spec):
 
     objectives: Objectives
     schedule: Schedule = Schedule()
-
-    @model_validator(mode="after")
-    def _some_weight(self) -> Self:
-        if not any(objective.weight for objective in self.objectives if not isinstance(objective, Reserved)):
-            raise PydanticCustomError("no_weight", "at least one objective must have a weight above 0")
-        return self
 
 
 class Hinton(Spec):

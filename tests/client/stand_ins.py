@@ -11,7 +11,7 @@ def spec_of(dataset: str, **more: Any) -> dict[str, Any]:
     return {
         "task": {"kind": "text-classification", "text": "text", "label": "label"},
         "dataset": {"id": dataset},
-        "teachers": [{"model": "hub:some/teacher"}],
+        "teachers": [{"kind": "local", "model": "hub:some/teacher"}],
         "student": {"kind": "from_teacher", "layers": 1},
         **more,
     }

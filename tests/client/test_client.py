@@ -135,7 +135,7 @@ class TestJobs:
         assert ended.error is not None
         assert (ended.error.code, ended.error.hint) == ("diverged", "lower the learning rate")
         assert not ended.succeeded
-        assert [item.status for item in seen][0] == "queued"
+        assert seen[0].status == "queued"
         assert any(item.phase == "distil" and item.progress == 0.5 for item in seen)
         points = client.jobs.metrics(job, name="loss")
         assert [(point.arm, point.step, point.value) for point in points] == [
@@ -179,7 +179,7 @@ class TestJobs:
         assert [event.message for event in seen if event.code == "note"] == ["note 0", "note 1", "note 2"]
         assert seen[-1].code == "failed"
         assert [event.raw for event in client.jobs.events(job, follow=False)] == [event.raw for event in seen]
-        assert wire.connections > 2
+        assert wire.connections >= 2
 
     def test_events_of_a_job_that_is_none(self, client: Client) -> None:
         with pytest.raises(ApiError):
@@ -231,7 +231,7 @@ class TestStudents:
 
 
 class TestDeployments:
-    def test_put_predict_rollback(self, client: Client, student: str, request: pytest.FixtureRequest) -> None:
+    def test_put_predict_rollback(self, client: Client, student: str) -> None:
         made = client.deployments.put("sentiment", student)
         assert (made.student, made.version) == (student, 1)
         assert client.deployments.put("sentiment", student) == made

@@ -1,7 +1,10 @@
 """Transactions: what is seen, what is kept, what happens after a commit; on SQLite and on PostgreSQL."""
 
+import shutil
 import threading
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from sqlalchemy import func, select, text
@@ -64,8 +67,11 @@ class TestTransactions:
 
 class TestSqlite:
     @pytest.fixture
-    def database_url(self, settings: Settings) -> str:
-        return settings.database
+    def database(self, settings: Settings, sqlite_file: Path) -> Iterator[Database]:
+        shutil.copy(sqlite_file, settings.data_dir / "limbeck.db")
+        database = Database(settings.database)
+        yield database
+        database.close()
 
     def test_a_reader_never_waits_for_a_writer(self, database: Database) -> None:
         with database.writing() as session:
@@ -83,8 +89,8 @@ class TestSqlite:
         def other() -> None:
             inside.wait()
             with database.writing() as session:
-                order.append("second")
                 assert session.scalar(select(func.count()).select_from(Key)) == 1
+                order.append("second")
 
         thread = threading.Thread(target=other)
         thread.start()

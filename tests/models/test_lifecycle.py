@@ -18,7 +18,7 @@ TTL = 30.0
 COLUMNS = ("text", "label", "side")
 
 
-def document(dataset: str, **more: Any) -> dict[str, Any]:
+def document(dataset: str, /, **more: Any) -> dict[str, Any]:
     return {
         "name": "tweets",
         "task": {"kind": "text-classification", "text": "text", "label": "label"},
@@ -445,11 +445,9 @@ class TestCancel:
     def test_once_asked_nothing_else_comes_of_it(self, database: Database, end: str) -> None:
         claimed = running(database)
         cancel(database, claimed.job_id)
+        verb = succeed if end == "success" else fail
         with pytest.raises(Fenced):
-            if end == "success":
-                succeed(database, claimed)
-            else:
-                fail(database, claimed)
+            verb(database, claimed)
         assert job(database, claimed.job_id).status == "cancelling"
 
     @pytest.mark.parametrize("how", ["crash", "release", "silence"])

@@ -804,6 +804,7 @@ SHARDED = """
 import json, sys
 from pathlib import Path
 import torch
+from safetensors.torch import save_file
 from tests.worker.test_training import *
 
 torch.set_num_threads(1)

@@ -140,7 +140,13 @@ def job_spec(dataset_id: str, size: Size) -> Json:
         "name": "tweet-sentiment",
         "task": {"kind": "text-classification", "text": "text", "label": "sentiment", "max_length": 64},
         "dataset": {"id": dataset_id, "validation": size.validation, "test": size.test, "limit": size.rows},
-        "teachers": [{"model": TEACHER, "fine_tune": {"epochs": size.teacher_epochs, "learning_rate": 1e-4}}],
+        "teachers": [
+            {
+                "kind": "local",
+                "model": TEACHER,
+                "fine_tune": {"epochs": size.teacher_epochs, "learning_rate": 1e-4},
+            }
+        ],
         "student": {"kind": "from_teacher", "layers": 2, "vocabulary": 8000},
         "method": {"preset": "hinton", "temperature": 2.0, "alpha": 0.5},
         "schedule": {"epochs": size.epochs, "learning_rate": 2e-4},
