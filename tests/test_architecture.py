@@ -91,6 +91,6 @@ def test_no_file_is_too_long_to_read_in_one_sitting() -> None:
     long = {
         str(path.relative_to(ROOT)): lines
         for path in SOURCES
-        if (lines := len(path.read_text("utf-8").splitlines())) > 600
+        if (lines := len(path.read_text("utf-8").splitlines())) > 700
     }
     assert not long

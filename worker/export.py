@@ -85,7 +85,7 @@ def to_onnx(network: Any, folder: Path, *, max_length: int) -> None:
     axes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("sequence", max=max_length)}
     with _quiet(), torch.inference_mode():
         try:
-            program = torch.onnx.export(
+            program: Any = torch.onnx.export(
                 answers,
                 tuple(example.values()),
                 input_names=list(names),
@@ -95,8 +95,6 @@ def to_onnx(network: Any, folder: Path, *, max_length: int) -> None:
                 dynamic_shapes=dict.fromkeys(names, axes),
                 verbose=False,
             )
-            if program is None:
-                raise TypeError("the exporter gave no program")
             onnx.save(_without_origins(program.model_proto), folder / FILES["fp32"])
         except Exception as error:  # the exporter's errors have no common root
             kind = network.config.model_type

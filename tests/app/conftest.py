@@ -4,7 +4,7 @@ import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from models import migrations
 from models.artifacts import Store, write_manifest
 from models.database import Database
 from models.settings import Settings
-from models.tables import Dataset, Job, Student, new_id
+from models.tables import ALIVE, Dataset, Job, Student, new_id
 from tests.factories import LABELS, parquet, tiny_network, tiny_rows, tiny_tokenizer
 from worker import export
 
@@ -34,7 +34,6 @@ class Api:
     settings: Settings
     database: Database
     store: Store
-    _clients: list[TestClient] = field(default_factory=list)
 
     def key(self, *permissions: str, owner: str = "default", **options: Any) -> str:
         """The secret of a new key."""
@@ -75,6 +74,8 @@ class Api:
     def job(self, owner: str = "default", **columns: Any) -> str:
         """A job's row, put there as it is; its id."""
         id_ = new_id("job")
+        if columns.get("status") in ALIVE:
+            columns.setdefault("lease_until", time.time() + 3600)  # else the sweep would end it or take it back
         with self.database.writing() as session:
             session.add(Job(id=id_, owner=owner, spec={}, resolved_spec={}, **columns))
         return id_

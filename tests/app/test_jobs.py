@@ -102,7 +102,8 @@ class TestCreate:
         assert answer.status_code in {400, 422}, answer.text
         assert answer.json()["code"]
 
-    def test_what_the_database_and_the_config_know(self, api: Api, teacher: Path) -> None:
+    @pytest.mark.usefixtures("teacher")
+    def test_what_the_database_and_the_config_know(self, api: Api) -> None:
         document = spec("ds_nothing", student={"kind": "from_teacher", "layers": [0, 4]})
         answer = api.client.post("/jobs", json=document)
         assert answer.status_code == 422
@@ -121,7 +122,8 @@ class TestCreate:
 
 
 class TestValidate:
-    def test_creates_nothing(self, api: Api, teacher: Path) -> None:
+    @pytest.mark.usefixtures("teacher")
+    def test_creates_nothing(self, api: Api) -> None:
         answer = api.client.post("/jobs/validate", json=spec(api.dataset()))
         assert answer.status_code == 200, answer.text
         found = answer.json()
@@ -136,7 +138,8 @@ class TestValidate:
         assert found["estimates"] is None
         assert "file:teacher" in found["estimates_reason"]
 
-    def test_more_layers_than_the_teacher_has(self, api: Api, teacher: Path) -> None:
+    @pytest.mark.usefixtures("teacher")
+    def test_more_layers_than_the_teacher_has(self, api: Api) -> None:
         document = spec(api.dataset(), student=None, stages=[{"student": {"kind": "from_teacher", "layers": 5}}])
         answer = api.client.post("/jobs/validate", json=document)
         error = answer.json()["errors"][0]
