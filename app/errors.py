@@ -59,6 +59,8 @@ STATUSES: Mapping[type[LimbeckError], int] = {
 }
 # A few codes have a status of their own in RFC 9110 and RFC 4918.
 _BY_CODE: Mapping[str, int] = {"version_mismatch": 412, "storage_full": 507}
+# Called many times a second, and counted elsewhere: a line in the log for each success would say nothing more.
+_COUNTED = ("/predict", "/healthz", "/readyz", "/metrics")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = structlog.get_logger("limbeck.app")
@@ -105,15 +107,15 @@ class Problems:
             elif status != 500:
                 log.exception("answer cut short", request_id=request_id)
         finally:
-            milliseconds = round((time.perf_counter() - began) * 1000, 1)
-            log.info(
-                "request",
-                request_id=request_id,
-                method=scope["method"],
-                path=scope["path"],
-                status=status,
-                milliseconds=milliseconds,
-            )
+            if status >= 400 or not scope["path"].startswith(_COUNTED):
+                log.info(
+                    "request",
+                    request_id=request_id,
+                    method=scope["method"],
+                    path=scope["path"],
+                    status=status,
+                    milliseconds=round((time.perf_counter() - began) * 1000, 1),
+                )
 
 
 async def _handle(request: Request, error: Exception) -> Response:

@@ -14,6 +14,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from typing import Any
 
 import structlog
 import uvicorn
@@ -21,6 +22,7 @@ from fastapi import APIRouter, FastAPI
 from pydantic import Field
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 from sqlalchemy import func, select
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app import errors
@@ -76,6 +78,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.leaving = False
     for router, limit in _routers(settings):
         app.include_router(router, max_body_size=limit)
+    _describe_keys(app)
     rules = Rules.of(app, max_body_bytes=settings.max_body_bytes)
     errors.install(app)
     # The last one added is the outermost.
@@ -92,6 +95,19 @@ def _routers(settings: Settings) -> Iterator[tuple[APIRouter, int]]:
     yield teachers.router, upload
     for router in (jobs, students, deployments, predict, keys, workers, health, later):
         yield router.router, body
+
+
+def _describe_keys(app: FastAPI) -> None:
+    """Say in the OpenAPI document what a key is: the guard is a middleware, of which FastAPI knows nothing."""
+    plain = app.openapi
+
+    def described() -> dict[str, Any]:
+        document = plain()
+        scheme = {"type": "http", "scheme": "bearer", "bearerFormat": "lk_…"}
+        document.setdefault("components", {})["securitySchemes"] = {"key": scheme}
+        return document
+
+    app.openapi = described  # type: ignore[method-assign]
 
 
 @asynccontextmanager
@@ -173,7 +189,12 @@ def main(arguments: list[str] | None = None) -> int:
     where = CliApp.run(Serve, cli_args=sys.argv[1:] if arguments is None else arguments)
     settings = Settings()
     app = create_app(settings)
-    if not _is_loopback(where.host) and not _has_key(app.state.database):
+    try:
+        guarded = _is_loopback(where.host) or _has_key(app.state.database)
+    except SQLAlchemyError as error:
+        log.error("the database is not ready", reason=type(error).__name__, hint="run app.admin migrate")  # noqa: TRY400
+        return 2
+    if not guarded:
         log.error(
             "no key exists: refusing an address that others can reach", host=where.host, hint="app.admin first-key"
         )

@@ -4,13 +4,13 @@ A message carries a job's id and nothing else, is acknowledged early, and may be
 kept in the broker that the sweep could not ring again.
 """
 
-import queue
 import threading
+from contextlib import suppress
 from typing import Literal
 
 import structlog
 from celery import Celery
-from kombu import Queue
+from kombu import Connection, Queue
 
 from models.settings import Settings
 
@@ -18,6 +18,11 @@ log = structlog.get_logger(__name__)
 
 TASK = "limbeck.distil"
 _WAITING_RINGS = 1000
+_ASK_EVERY = 5.0
+_RETRY_EVERY = 1.0
+_PATIENCE = 2.0
+
+State = Literal["ok", "unreachable", "none"]
 _PROBE_EVERY = 1.0
 
 
@@ -62,79 +67,96 @@ def celery_app(settings: Settings) -> Celery:
 class Doorbell:
     """Rings for jobs from a thread of its own: `ring` neither blocks nor raises, whatever the broker does.
 
-    A ring that cannot be delivered is kept and tried again each second; should this process end before, the sweep of
-    another one rings.
+    While the broker cannot be reached, rings wait (a thousand of them, each job once) and it is asked again every
+    second: a job that was submitted meanwhile starts as soon as the broker is back. What is lost with this process, the
+    sweep rings again.
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._state: Literal["ok", "unreachable", "none"] = "ok" if settings.broker_url else "none"
-        self._rings: queue.Queue[tuple[str, str] | None] = queue.Queue(_WAITING_RINGS)
-        self._missed: dict[str, str] = {}
+        self._state: State = "none"
+        self._rings: dict[str, str] = {}  # job to device, oldest first
+        self._changed = threading.Condition()
+        self._closing = False
         self._thread: threading.Thread | None = None
         if settings.broker_url:
-            celery = celery_app(settings)
-            celery.conf.broker_transport_options = {
-                **celery.conf.broker_transport_options,
-                "socket_timeout": 2,
-                "max_retries": 0,
-            }
-            self._thread = threading.Thread(target=self._deliver, args=(celery,), name="doorbell", daemon=True)
+            self._state = "ok"
+            self._thread = threading.Thread(
+                target=self._deliver, args=(celery_app(settings),), name="doorbell", daemon=True
+            )
             self._thread.start()
 
     def ring(self, job_id: str, device: str) -> None:
         """Tell the workers of this kind of device that `job_id` waits."""
         if self._thread is None:
             return
-        try:
-            self._rings.put_nowait((job_id, device))
-        except queue.Full:
-            log.warning("ring_dropped", job_id=job_id)
+        with self._changed:
+            if len(self._rings) >= _WAITING_RINGS:
+                log.warning("ring_dropped", job_id=job_id)
+                return
+            self._rings[job_id] = device
+            self._changed.notify()
 
-    def state(self) -> Literal["ok", "unreachable", "none"]:
-        """Whether the broker answered when it was last spoken to, a second ago at most; `none` without a broker."""
+    def state(self) -> State:
+        """Whether the broker answered when it was last asked, some seconds ago at most; `none` without a broker."""
         return self._state
 
     def close(self) -> None:
         """Stop after the rings that wait now, or after two seconds."""
         if self._thread is None:
             return
-        try:
-            self._rings.put_nowait(None)
-        except queue.Full:
-            log.warning("rings_abandoned")
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
         self._thread.join(timeout=2)
 
-    def _deliver(self, celery: Celery) -> None:
+    def _deliver(self, app: Celery) -> None:
+        connection: Connection | None = None
         while True:
+            with self._changed:
+                if not self._rings and not self._closing and self._state == "ok":
+                    self._changed.wait(_ASK_EVERY)
+                waiting = dict(self._rings)
+                if self._closing and (not waiting or self._state == "unreachable"):
+                    break
             try:
-                ring = self._rings.get(timeout=_PROBE_EVERY)
-            except queue.Empty:
-                pass
-            else:
-                if ring is None:
-                    celery.close()
-                    return
-                if len(self._missed) < _WAITING_RINGS:
-                    self._missed[ring[0]] = ring[1]
-            self._speak(celery)
+                connection = connection or _publisher(app)
+                if not waiting:
+                    connection.default_channel.client.ping()
+                for job_id, device in waiting.items():
+                    _publish(app, connection, job_id, device)
+                    with self._changed:
+                        self._rings.pop(job_id, None)
+                self._is("ok")
+            except Exception as error:  # noqa: BLE001 - kombu's transports raise what their clients raise
+                self._is("unreachable", error=type(error).__name__)
+                _let_go(connection)
+                connection = None
+                with self._changed:
+                    self._changed.wait_for(lambda: self._closing, _RETRY_EVERY)
+        _let_go(connection)
 
-    def _speak(self, celery: Celery) -> None:
-        """Deliver what waits, or see that the broker is there."""
-        try:
-            with celery.connection_for_write(connect_timeout=2) as connection:
-                connection.ensure_connection(max_retries=1, interval_start=0, interval_step=0, timeout=2)
-                for job_id, device in list(self._missed.items()):
-                    celery.send_task(
-                        TASK,
-                        args=[job_id],
-                        queue=queue_name(device),
-                        connection=connection,
-                        retry=False,
-                        ignore_result=True,
-                    )
-                    del self._missed[job_id]
-            self._state = "ok"
-        except Exception as error:  # noqa: BLE001 - kombu's transports raise what their clients raise
-            if self._state != "unreachable":
-                log.warning("broker_unreachable", error=type(error).__name__)
-            self._state = "unreachable"
+    def _is(self, state: State, **details: str) -> None:
+        if state != self._state:
+            log.warning("broker_unreachable" if state == "unreachable" else "broker_is_back", **details)
+        self._state = state
+
+
+def _publisher(app: Celery) -> Connection:
+    """A connection that gives up after two seconds; the worker's own waits for messages and must be more patient."""
+    options = {
+        **app.conf.broker_transport_options,
+        "socket_timeout": _PATIENCE,
+        "socket_connect_timeout": _PATIENCE,
+        "max_retries": 0,
+    }
+    return app.connection_for_write(connect_timeout=_PATIENCE, transport_options=options)
+
+
+def _publish(app: Celery, connection: Connection, job_id: str, device: str) -> None:
+    app.send_task(TASK, args=[job_id], queue=queue_name(device), connection=connection, retry=False, ignore_result=True)
+
+
+def _let_go(connection: Connection | None) -> None:
+    if connection is not None:
+        with suppress(Exception):
+            connection.release()

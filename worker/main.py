@@ -165,7 +165,7 @@ def _sweep(supervisor: Supervisor, doorbell: Doorbell) -> None:
                     device=supervisor.device,
                     device_name="",
                     slots=supervisor.settings.slots,
-                    jobs=sorted(supervisor.jobs),
+                    jobs=supervisor.jobs,
                 )
             lifecycle.sweep(supervisor.database, doorbell, supervisor.settings)
         except SQLAlchemyError as error:

@@ -6,34 +6,34 @@ database, and each write carries the attempt's number. If the lease cannot be re
 anyone else may claim.
 """
 
+import errno
 import json
 import os
-import queue
 import shutil
-import signal
-import subprocess
-import sys
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, Literal, assert_never
+from typing import Literal, assert_never
 
 import structlog
 from pydantic import TypeAdapter, ValidationError
+from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from models import deployments, lifecycle, references
 from models.artifacts import Store
 from models.database import Database
-from models.errors import Fenced, LimbeckError, Missing
-from models.gates import Bounds, decide
+from models.errors import ArtifactDamaged, Fenced, LimbeckError, Missing, StorageFailure
+from models.gates import Bounds, Decision, decide
 from models.lifecycle import Bell, Claimed, Happening, NewStudent, Point
 from models.settings import Settings
 from models.specs import LocalTeacher, PretrainedStudent, ResolvedSpec, SplitByDataset
-from models.tables import Dataset, Student, Teacher, new_id
+from models.tables import ENDED, Dataset, Job, Student, Teacher, new_id
+from worker.child import TRAINER, Child
+from worker.lease import Lease
 from worker.protocol import (
     Assignment,
     CheckpointLine,
@@ -45,28 +45,27 @@ from worker.protocol import (
     ProgressLine,
     ResultLine,
     StoppedLine,
+    StopReason,
 )
+
+CANCEL_GRACE = 20.0
+"""Seconds that a trainer has to stop when its job is cancelled."""
+_LOOK_EVERY = 0.1
+_PATIENCE_AFTER_EXIT = 5.0
+_MESSAGES: TypeAdapter[Message] = TypeAdapter(Message)
 
 log = structlog.get_logger(__name__)
 
-TRAINER = (sys.executable, "-P", "-m", "worker.trainer")
-_KEPT_VARIABLES = (
-    "PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "OMP_NUM_THREADS",
-    "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENBLAS_CORETYPE", "HF_HOME", "HF_HUB_OFFLINE", "HF_HUB_CACHE",
-    "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE",
-)  # fmt: skip
-"""All that a trainer gets of this process's environment: no LIMBECK_*, no AWS_*, no key of any kind."""
-_CANCEL_GRACE = 20.0
-_FLUSH_EVERY = 1.0
-_LONGEST_LINE = 1 << 20
-_MESSAGES: TypeAdapter[Message] = TypeAdapter(Message)
-_HOUSE = Path(__file__).resolve().parents[1]
-
-Ending = Literal["drain", "cancel", "fenced"]
+Verb = Callable[[Session], object]
+"""A verb of the lifecycle that ends an attempt."""
 
 
 class Supervisor:
-    """Serves one job at a time in the thread that calls it; several threads may share one supervisor."""
+    """Serves one job at a time in the thread that calls it; several threads may share one supervisor.
+
+    `gpus`: the devices that slots are spread over. `trainer`: the command of a trainer, to which this process's id is
+    added. Setting `draining` stops what runs, with a checkpoint, and claims nothing more.
+    """
 
     def __init__(
         self,
@@ -76,7 +75,8 @@ class Supervisor:
         bell: Bell,
         worker_id: str,
         *,
-        device: Literal["cpu", "gpu"] = "cpu",
+        device: lifecycle.Device = "cpu",
+        gpus: Sequence[str] = (),
         trainer: Sequence[str] = TRAINER,
         checkpoint_seconds: float = 30.0,
     ) -> None:
@@ -85,99 +85,119 @@ class Supervisor:
         self.store = store
         self.bell = bell
         self.worker_id = worker_id
-        self.device: Literal["cpu", "gpu"] = device
+        self.device: lifecycle.Device = device
+        self.gpus = tuple(gpus)
         self.trainer = tuple(trainer)
         self.checkpoint_seconds = checkpoint_seconds
         self.draining = threading.Event()
-        self.jobs: set[str] = set()
+        self._lock = threading.Lock()
+        self._running: dict[int, str] = {}  # slot to job
+
+    @property
+    def jobs(self) -> list[str]:
+        """What runs now."""
+        with self._lock:
+            return sorted(self._running.values())
 
     def serve(self) -> bool:
-        """Serve the best job that waits for this device; False if there was none."""
-        if self.draining.is_set():
-            return False
-        with self.database.reading() as session:
-            waiting = lifecycle.next_claimable(session, self.device)
-        for job_id in waiting:
-            with self.database.writing() as session:
-                claimed = lifecycle.claim(session, job_id, self.worker_id, self.settings.lease_ttl)
-            if claimed is not None:
-                self.jobs.add(job_id)
-                try:
-                    _Attempt(self, claimed).run()
-                finally:
-                    self.jobs.discard(job_id)
-                return True
+        """Serve the best job that waits for this device; False if there was none. Returns when the attempt has ended.
+
+        Raises SQLAlchemyError where the database cannot be asked; what happens to the attempt itself is settled here.
+        """
+        for device in lifecycle.serves(self.device):
+            with self.database.reading() as session:
+                waiting = lifecycle.next_claimable(session, device)
+            for job_id in waiting:
+                if self.draining.is_set():
+                    return False
+                with self.database.writing() as session:
+                    claimed = lifecycle.claim(session, job_id, self.worker_id, self.settings.lease_ttl)
+                if claimed is not None:
+                    with self._slot(job_id) as slot:
+                        _Attempt(self, claimed, slot).run()
+                    return True
         return False
+
+    def tidy(self) -> None:
+        """Remove what jobs have left here that ended when this worker was not looking."""
+        folders = {path.name for path in _children(self.settings.jobs_folder)} - set(self.jobs)
+        if not folders:
+            return
+        with self.database.reading() as session:
+            alive = set(session.scalars(select(Job.id).where(Job.id.in_(folders), Job.status.not_in(ENDED))))
+        for name in folders - alive:
+            shutil.rmtree(self.settings.jobs_folder / name, ignore_errors=True)
+
+    @contextmanager
+    def _slot(self, job_id: str) -> Iterator[int]:
+        with self._lock:
+            slot = next(number for number in range(len(self._running) + 1) if number not in self._running)
+            self._running[slot] = job_id
+        try:
+            yield slot
+        finally:
+            with self._lock:
+                del self._running[slot]
 
 
 class _Attempt:
     """One attempt at one job, from the claim to the row that ends it."""
 
-    def __init__(self, supervisor: Supervisor, claimed: Claimed) -> None:
+    def __init__(self, supervisor: Supervisor, claimed: Claimed, slot: int) -> None:
         self.at = supervisor
         self.claimed = claimed
-        self.job_id = claimed.job_id
-        self.number = claimed.attempt
+        self.slot = slot
         self.folder = supervisor.settings.jobs_folder / claimed.job_id / "attempts" / str(claimed.attempt)
+        self.lease = Lease(supervisor.settings, supervisor.database, claimed)
         self.log = log.bind(job_id=claimed.job_id, attempt=claimed.attempt)
-        self.ending: Ending | None = None
-        self.kill_at = float("inf")
-        self.renewed = time.monotonic()
-        self.pending: dict[str, Any] = {}
-        self.metrics: list[Point] = []
-        self.events: list[Happening] = []
-        self.checkpointed = False
+        self.asked: StopReason | None = None
         self.last: ResultLine | StoppedLine | ErrorLine | None = None
 
     def run(self) -> None:
         self.log.info("attempt_began")
-        try:
-            self._run()
-        except Fenced:
-            self.log.warning("attempt_fenced")
-        except LimbeckError as error:
-            failure = error
-            self.log.warning("attempt_failed", code=failure.code)
-            self._end(
-                lambda session: lifecycle.fail(
-                    session, self.job_id, self.number, code=failure.code, message=failure.message, hint=failure.hint
-                )
-            )
-
-    def _run(self) -> None:
-        assignment = self._assignment()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        errors: deque[str] = deque(maxlen=60)
-        with self._spawn() as process:
+        with self.lease:
             try:
-                self._watch(process, assignment, errors)
-            finally:
-                _kill_group(process)
-        status = process.wait()
-        if self.ending == "fenced":
-            raise Fenced(f"attempt {self.number} of {self.job_id} lost its lease")
-        self._finish(status, errors)
+                self._train()
+            except Fenced:
+                self.log.warning("attempt_fenced")
+            except Exception as error:  # noqa: BLE001 - whatever it is, the job must not wait for its lease to run out
+                self._settle(self._verb_for(error))
+        self._tidy()
+
+    def _train(self) -> None:
+        assignment = self._assignment()
+        for folder in (self.folder, self.folder / "tmp"):
+            folder.mkdir(parents=True, exist_ok=True)
+        child = Child(self.at.trainer, self.folder, self._environment(assignment))
+        try:
+            self._watch(child, assignment)
+        finally:
+            status = child.kill()
+        if self.lease.lost:
+            raise Fenced("this attempt no longer holds the job")
+        self.lease.flush()
+        self._finish(status, child.tail)
 
     # What the trainer is given.
 
     def _assignment(self) -> Assignment:
         spec = ResolvedSpec.model_validate(self.claimed.resolved_spec)
         attempts = self.folder.parent
-        previous = [
-            attempts / str(number) for number in range(self.number - 1, 0, -1) if (attempts / str(number)).is_dir()
-        ]
+        earlier = (attempts / str(number) for number in range(self.claimed.attempt - 1, 0, -1))
+        # A job that asked for a CPU stays on one; `auto` takes what this worker has.
+        device: Literal["cpu", "gpu"] = "cpu" if spec.resources.device == "cpu" else self.at.device
         return Assignment(
-            job_id=self.job_id,
-            attempt=self.number,
+            job_id=self.claimed.job_id,
+            attempt=self.claimed.attempt,
             spec=spec,
             datasets=self._datasets(spec),
             checkpoints_of_models=self._models(spec),
             models_folder=self.at.settings.models_folder,
             work=self.folder,
-            previous=previous,
+            previous=[folder for folder in earlier if folder.is_dir()],
             cache=self.at.settings.cache_folder,
             cache_bytes=self.at.settings.cache_bytes,
-            device=self.at.device,
+            device=device,
             tick_timeout=self.at.settings.self_fence_after,
             checkpoint_seconds=self.at.checkpoint_seconds,
         )
@@ -202,105 +222,64 @@ class _Attempt:
         found = {}
         for text in texts:
             reference = references.parse(text)
-            if reference.scheme not in ("student", "teacher"):
-                continue
             row: Student | Teacher | None
             with self.at.database.reading() as session:
-                if reference.scheme == "student":
-                    row = session.get(Student, reference.name)
-                else:
-                    row = session.get(Teacher, reference.name)
+                match reference.scheme:
+                    case "student":
+                        row = session.get(Student, reference.name)
+                    case "teacher":
+                        row = session.get(Teacher, reference.name)
+                    case "hub" | "package" | "file":
+                        continue  # the trainer finds these by itself
+                    case _:
+                        assert_never(reference.scheme)
             if row is None:
                 raise Missing(f"{text} has been deleted", code="reference_not_found")
             found[text] = self.at.store.fetch_folder(row.artifact)
         return found
 
-    def _spawn(self) -> subprocess.Popen[str]:
-        environment = {name: os.environ[name] for name in _KEPT_VARIABLES if name in os.environ}
-        # -P keeps the working directory out of the path; the house itself may be a checkout.
-        environment["PYTHONPATH"] = str(_HOUSE)
-        environment["TOKENIZERS_PARALLELISM"] = "true"
-        return subprocess.Popen(
-            self.at.trainer,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-            cwd=self.folder,
-            env=environment,
-            start_new_session=True,
-        )
+    def _environment(self, assignment: Assignment) -> dict[str, str]:
+        # Temporary files go with the attempt.
+        extra = {"TMPDIR": str(self.folder / "tmp")}
+        if assignment.device == "cpu":
+            extra["CUDA_VISIBLE_DEVICES"] = ""
+        elif self.at.gpus:
+            extra["CUDA_VISIBLE_DEVICES"] = self.at.gpus[self.slot % len(self.at.gpus)]
+        if self.at.settings.slots > 1 and "OMP_NUM_THREADS" not in os.environ:
+            extra["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // self.at.settings.slots))
+        return extra
 
-    # While it runs.
+    # While it runs. Nothing here touches the database: the lease has a thread for that.
 
-    def _watch(self, process: subprocess.Popen[str], assignment: Assignment, errors: deque[str]) -> None:
-        assert process.stdin is not None and process.stdout is not None and process.stderr is not None  # noqa: PT018, S101
-        lines: queue.Queue[str | None] = queue.Queue(10_000)
-        readers = [
-            threading.Thread(target=_read_lines, args=(process.stdout, lines), daemon=True),
-            threading.Thread(target=_read_tail, args=(process.stderr, errors), daemon=True),
-        ]
-        for reader in readers:
-            reader.start()
-        self._send(process, assignment.model_dump_json())
-        next_beat = next_flush = time.monotonic()
-        while True:
-            now = time.monotonic()
-            if now >= next_beat:
-                next_beat = now + self.at.settings.heartbeat_interval
-                self._beat(process)
-            if now >= next_flush:
-                next_flush = now + _FLUSH_EVERY
-                self._flush()
-            if self.at.draining.is_set() and self.ending is None:
-                self._ask_to_stop(process, "drain", self.at.settings.drain_timeout * 0.8)
-            if self.ending == "fenced" or now >= self.kill_at:
+    def _watch(self, child: Child, assignment: Assignment) -> None:
+        """Until the trainer has ended, or must be ended."""
+        child.send(assignment.model_dump_json())
+        self.lease.on_beat = lambda: child.send('{"tick": 1}')
+        kill_at = float("inf")
+        gone_at = float("inf")
+        while not self.lease.lost and time.monotonic() < min(kill_at, gone_at):
+            wish = self._wish()
+            if wish is not None and self.asked is None:
+                self.asked = wish
+                kill_at = time.monotonic() + (
+                    CANCEL_GRACE if wish == "cancel" else self.at.settings.drain_timeout * 0.8
+                )
+                self.log.info("trainer_asked_to_stop", reason=wish)
+                child.send(json.dumps({"stop": wish}))
+            line = child.next_line(_LOOK_EVERY)
+            if line is None:
                 return
-            try:
-                text = lines.get(timeout=max(0.01, min(next_beat, next_flush, now + 0.2) - now))
-            except queue.Empty:
-                continue
-            if text is None:
-                for reader in readers:
-                    reader.join(timeout=2)
-                self._flush()
-                return
-            self._take(text)
+            if line:
+                self._take(line)
+            elif child.ended and gone_at == float("inf"):
+                gone_at = time.monotonic() + _PATIENCE_AFTER_EXIT
 
-    def _beat(self, process: subprocess.Popen[str]) -> None:
-        try:
-            with self.at.database.writing() as session:
-                status = lifecycle.heartbeat(session, self.job_id, self.number, self.at.settings.lease_ttl)
-        except SQLAlchemyError as error:
-            self.log.warning("heartbeat_failed", error=type(error).__name__)
-            if time.monotonic() - self.renewed > self.at.settings.self_fence_after:
-                self.ending = "fenced"
-            return
-        if status is None:
-            self.ending = "fenced"
-            return
-        self.renewed = time.monotonic()
-        self._send(process, json.dumps({"tick": self.number}))
-        if status in ("cancelling", "pausing") and self.ending is None:
-            self._ask_to_stop(process, "cancel" if status == "cancelling" else "drain", _CANCEL_GRACE)
+    def _wish(self) -> StopReason | None:
+        if self.lease.status == "cancelling":
+            return "cancel"
+        return "drain" if self.at.draining.is_set() or self.lease.status == "pausing" else None
 
-    def _ask_to_stop(self, process: subprocess.Popen[str], reason: Literal["cancel", "drain"], grace: float) -> None:
-        self.ending = reason
-        self.kill_at = time.monotonic() + grace
-        self._send(process, json.dumps({"stop": reason}))
-
-    def _send(self, process: subprocess.Popen[str], line: str) -> None:
-        if process.stdin is None:
-            return
-        try:
-            process.stdin.write(line + "\n")
-            process.stdin.flush()
-        except (BrokenPipeError, ValueError):
-            self.log.info("trainer_stopped_listening")
-
-    def _take(self, text: str) -> None:
+    def _take(self, text: bytes) -> None:
         try:
             line = _MESSAGES.validate_json(text)
         except ValidationError:
@@ -308,143 +287,139 @@ class _Attempt:
             return
         match line:
             case PhaseLine():
-                self.pending["phase"] = line.phase
-                self.events.append(Happening("phase", f"Phase {line.phase} began.", {"phase": line.phase}))
+                self.lease.saw(phase=line.phase)
+                self.lease.happened(Happening("phase", f"Phase {line.phase} began.", {"phase": line.phase}))
                 self.log.info("phase", phase=line.phase)
             case ProgressLine():
-                self.pending |= {"progress": line.progress, "eta": line.eta_seconds}
+                self.lease.saw(progress=line.progress, eta=line.eta_seconds)
             case MetricLine():
-                self.metrics.append(Point(line.arm, line.stage, line.phase, line.name, line.step, line.value))
+                self.lease.point(Point(line.arm, line.stage, line.phase, line.name, line.step, line.value))
             case EventLine():
-                self.events.append(Happening(line.code, line.message, line.data))
+                self.lease.happened(Happening(line.code, line.message, line.data))
             case CheckpointLine():
-                self.checkpointed = True
+                self.lease.checkpointed()
             case ResultLine() | StoppedLine() | ErrorLine():
                 self.last = line
             case _:
                 assert_never(line)
 
-    def _flush(self) -> None:
-        """Store what came since the last time; what cannot be stored now is kept for the next."""
-        if not (self.pending or self.metrics or self.events or self.checkpointed):
-            return
-        try:
-            with self.at.database.writing() as session:
-                lifecycle.record(
-                    session, self.job_id, self.number, metrics=self.metrics, events=self.events, **self.pending
-                )
-                if self.checkpointed:
-                    lifecycle.checkpointed(session, self.job_id, self.number)
-        except Fenced:
-            self.ending = "fenced"
-        except SQLAlchemyError as error:
-            self.log.warning("report_not_stored", error=type(error).__name__)
-            return
-        self.pending, self.metrics, self.events, self.checkpointed = {}, [], [], False
-
     # How it ends.
 
-    def _finish(self, status: int, errors: deque[str]) -> None:
+    def _finish(self, status: int, tail: str) -> None:
+        job_id, attempt = self.claimed.job_id, self.claimed.attempt
         match self.last:
             case ResultLine(folder=folder):
                 self._succeed(folder)
-            case ErrorLine() as line:
-                self.log.info("attempt_failed", code=line.code, message=line.message)
-                self._end(
+            case ErrorLine(code=code, message=message, hint=hint, pointer=pointer):
+                self.log.info("attempt_failed", code=code, message=message)
+                self._settle(
                     lambda session: lifecycle.fail(
-                        session,
-                        self.job_id,
-                        self.number,
-                        code=line.code,
-                        message=line.message,
-                        hint=line.hint,
-                        pointer=line.pointer,
+                        session, job_id, attempt, code=code, message=message, hint=hint, pointer=pointer
                     )
                 )
-            case _ if self.ending == "cancel":
-                self._end(lambda session: lifecycle.cancelled(session, self.job_id, self.number))
-            case _ if self.ending == "drain":
-                self._end(lambda session: lifecycle.release(session, self.job_id, self.number), keep=True)
+            case StoppedLine() | None if self.asked is not None:
+                # Which of the two it was asked for, the row knows best.
+                self._settle(lambda session: lifecycle.release(session, job_id, attempt))
+            case StoppedLine() | None:
+                self.log.warning("trainer_died", status=status, stderr=tail)
+                how = f"died of signal {-status}" if status < 0 else f"ended with status {status}"
+                self._settle(lambda session: lifecycle.crashed(session, job_id, attempt, f"the trainer {how}"))
             case _:
-                self.log.warning("trainer_died", status=status, stderr="".join(errors)[-8000:])
-                how = (
-                    f"the trainer died of signal {-status}" if status < 0 else f"the trainer ended with status {status}"
-                )
-                self._end(
-                    lambda session: lifecycle.crashed(session, self.job_id, self.number, how),
-                    keep=True,
-                )
+                assert_never(self.last)
+
+    def _verb_for(self, error: Exception) -> Verb:
+        """How an attempt ends that this process could not carry through."""
+        job_id, attempt = self.claimed.job_id, self.claimed.attempt
+        self.log.warning("attempt_broken", error=type(error).__name__, exc_info=error)
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if full:
+            error = StorageFailure(
+                "the worker's disk is full", code="storage_full", hint="free space, then run it again"
+            )
+        passing = isinstance(error, StorageFailure) and not isinstance(error, ArtifactDamaged)
+        if isinstance(error, LimbeckError) and (not passing or error.code == "storage_full"):
+            code, message, hint = error.code, error.message, error.hint
+            return lambda session: lifecycle.fail(session, job_id, attempt, code=code, message=message, hint=hint)
+        reason = f"its worker could not go on ({type(error).__name__})"
+        return lambda session: lifecycle.crashed(session, job_id, attempt, reason)
 
     def _succeed(self, folder: Path) -> None:
         """Publish, then one transaction: the job has succeeded, its student exists, and the gate has decided."""
         report = json.loads((folder / "report.json").read_text("utf-8"))
+        promote = ResolvedSpec.model_validate(self.claimed.resolved_spec).promote
+        decision = None if promote is None else decide(promote.gate, Bounds.of_report(report))
         student_id = new_id("st")
+        told = [Happening("verdict", report["verdict"], {"student_id": student_id})]
+        if promote is not None and decision is not None:
+            told.append(_promotion(promote.deployment, decision))
         artifact = f"students/{student_id}"
         manifest = self.at.store.publish(folder, artifact)
-        spec = ResolvedSpec.model_validate(self.claimed.resolved_spec)
-        decision = None if spec.promote is None else decide(spec.promote.gate, Bounds.of_report(report))
-        told = [Happening("verdict", report["verdict"], {"student_id": student_id})]
-        if spec.promote is not None and decision is not None:
-            moved = "now points at this student" if decision.passed else "was not moved"
-            told.append(
-                Happening(
-                    "promoted" if decision.passed else "not_promoted",
-                    f"The deployment {spec.promote.deployment!r} {moved}. {decision.reason}",
-                    {"deployment": spec.promote.deployment},
-                )
-            )
         new = NewStudent(student_id, manifest.student_hash, artifact, manifest.model_dump(mode="json"), report)
-        try:
-            with self.at.database.writing() as session:
-                student = lifecycle.succeed(session, self.job_id, self.number, new, told)
-                session.flush()
-                if spec.promote is not None and decision is not None and decision.passed:
-                    deployments.promote(
-                        session,
-                        owner=student.owner,
-                        name=spec.promote.deployment,
-                        student_id=student.id,
-                        by=self.job_id,
-                        gate=spec.promote.gate.model_dump(mode="json"),
-                        reason=decision.reason,
-                    )
-        except BaseException:
-            self.at.store.delete(artifact)
-            raise
-        self.log.info("attempt_succeeded", student_id=student_id)
-        self._tidy()
 
-    def _end(self, verb: Callable[[Any], object], *, keep: bool = False) -> None:
-        """The row that ends the attempt, tried until the lease would be somebody else's; then the folder goes."""
+        def success(session: Session) -> None:
+            student = lifecycle.succeed(session, self.claimed.job_id, self.claimed.attempt, new, told)
+            if promote is not None and decision is not None and decision.passed:
+                deployments.promote(
+                    session,
+                    owner=student.owner,
+                    name=promote.deployment,
+                    student_id=student.id,
+                    by=self.claimed.job_id,
+                    gate=promote.gate.model_dump(mode="json"),
+                    reason=decision.reason,
+                )
+
+        self._settle(success)
+        # Asked, and not concluded from the above: a connection that broke in the commit does not say which it was.
+        with self.at.database.reading() as session:
+            there = session.get(Student, student_id) is not None
+        if there:
+            self.log.info("attempt_succeeded", student_id=student_id)
+        else:
+            self.at.store.delete(artifact)
+
+    def _settle(self, verb: Verb) -> None:
+        """Write how it ended, once the database answers. If somebody has asked to cancel meanwhile, it is cancelled.
+
+        Gives up when the lease is lost: then the job is another attempt's, or the reaper's.
+        """
         while True:
             try:
                 with self.at.database.writing() as session:
                     verb(session)
-                break
+            except Fenced:
+                if verb == self._cancelled or self.lease.lost:
+                    self.log.warning("attempt_fenced")
+                    return
+                verb = self._cancelled
             except SQLAlchemyError as error:
                 self.log.warning("ending_not_stored", error=type(error).__name__)
-                if time.monotonic() - self.renewed > self.at.settings.self_fence_after:
+                if self.lease.lost:
                     return
                 time.sleep(0.5)
-        if not keep:
-            self._tidy()
+            else:
+                return
+
+    def _cancelled(self, session: Session) -> None:
+        lifecycle.cancelled(session, self.claimed.job_id, self.claimed.attempt)
 
     def _tidy(self) -> None:
-        shutil.rmtree(self.at.settings.jobs_folder / self.job_id, ignore_errors=True)
+        """The folder goes with the job; a job that will be tried again needs its checkpoints."""
+        try:
+            with self.at.database.reading() as session:
+                status = session.scalar(select(Job.status).where(Job.id == self.claimed.job_id))
+        except SQLAlchemyError:
+            return  # the next sweep tidies
+        if status is None or status in ENDED:
+            shutil.rmtree(self.at.settings.jobs_folder / self.claimed.job_id, ignore_errors=True)
+        else:
+            shutil.rmtree(self.folder / "tmp", ignore_errors=True)
 
 
-def _read_lines(stream: IO[str], lines: "queue.Queue[str | None]") -> None:
-    while text := stream.readline(_LONGEST_LINE):
-        lines.put(text)
-    lines.put(None)
+def _promotion(deployment: str, decision: Decision) -> Happening:
+    code, moved = ("promoted", "now points at this student") if decision.passed else ("not_promoted", "was not moved")
+    return Happening(code, f"The deployment {deployment!r} {moved}. {decision.reason}", {"deployment": deployment})
 
 
-def _read_tail(stream: IO[str], tail: deque[str]) -> None:
-    while text := stream.readline(4096):
-        tail.append(text)
-
-
-def _kill_group(process: subprocess.Popen[str]) -> None:
-    """Whatever is left of the trainer and its children: it leads its own group, and is not reaped before this."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+def _children(folder: Path) -> list[Path]:
+    return list(folder.iterdir()) if folder.is_dir() else []

@@ -166,10 +166,10 @@ class House:
         binary = valkey_binary()
         if binary is None:
             return
-        self._socket_folder = _short_folder()
-        path = self._socket_folder / "valkey.sock"
         data = self._folder / "valkey"
         data.mkdir(exist_ok=True, mode=0o700)
+        self._socket_folder = _socket_folder(data / "socket-folder")
+        path = self._socket_folder / "valkey.sock"
         arguments = [str(binary), "--port", "0", "--unixsocket", str(path), "--unixsocketperm", "700"]
         arguments += ["--appendonly", "yes", "--save", "", "--dir", str(data), "--daemonize", "no"]
         broker = Child(Command("broker", arguments, self._folder, self._environment, self.logs / "broker.log"))
@@ -273,11 +273,16 @@ def valkey_binary() -> Path | None:
     return None
 
 
-def _short_folder() -> Path:
-    """A new folder that only we may enter, with room in its path for a socket's name."""
+def _socket_folder(note: Path) -> Path:
+    """A new folder that only we may enter, its path short enough for a socket's. What a killed one left is removed."""
+    if note.exists():
+        left = Path(note.read_text(encoding="utf-8"))
+        if left.name.startswith("limbeck-"):
+            shutil.rmtree(left, ignore_errors=True)
     for parent in (None, "/tmp"):  # noqa: S108 - mkdtemp makes it ours alone
         folder = Path(tempfile.mkdtemp(prefix="limbeck-", dir=parent))
         if len(os.fsencode(folder)) + len("/valkey.sock") <= _LONGEST_SOCKET_PATH:
+            note.write_text(str(folder), encoding="utf-8")
             return folder
         folder.rmdir()
     raise CannotStart("no temporary folder has a path short enough for a socket", hint="set TMPDIR to a short one")

@@ -159,8 +159,8 @@ def refusal(response: httpx2.Response) -> ApiError:
     status = response.status_code
     errors = document.get("errors")
     hint = document.get("hint")
-    if hint is None and status == 401:
-        hint = "set LIMBECK_API_KEY, or run this where the data folder of `limbeck up` is"
+    if status == 401:  # the service's own hint is for those who write headers themselves
+        hint = "set LIMBECK_API_KEY to a key, or run this where the data folder of `limbeck up` is"
     return ApiError(
         str(
             document.get("detail") or document.get("title") or f"the service answered {status} {response.reason_phrase}"

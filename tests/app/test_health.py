@@ -83,6 +83,7 @@ class TestProbes:
         assert api.client.get("/").json()["name"] == "limbeck"
         schema = api.client.get("/openapi.json").json()
         assert schema["paths"]["/jobs"]["post"]["x-limbeck-scope"] == "jobs"
+        assert schema["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
         assert api.client.get("/docs").status_code == 404
 
 
@@ -269,6 +270,7 @@ class TestProcess:
         assert out == ""
         lines = [json.loads(line) for line in logged.splitlines()]
         assert {"started", "stopped"} <= {line["event"] for line in lines}
+        assert not any(line.get("path") == "/readyz" and line["status"] == 200 for line in lines)
         assert any(line.get("path") == "/jobs" and line["status"] == 200 for line in lines)
         assert "lk_" not in logged
 

@@ -12,18 +12,17 @@ from typer.testing import CliRunner
 
 from limbeck import Client
 from limbeck.cli import app
-from models.artifacts import Store, write_manifest
+from models.artifacts import write_manifest
 from models.tables import Student, new_id
-from tests.client.stand_ins import spec_of
+from tests.client.stand_ins import REPORT, Service, serving, spec_of
 from tests.client.wire import Wire
 from tests.factories import LABELS, tiny_network, tiny_rows, tiny_tokenizer
-from tests.service import Service, running, settings_in
 from worker import export
 
 
 @pytest.fixture(scope="session")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    with running(settings_in(tmp_path_factory.mktemp("client") / "data", sweep_interval=0.2)) as found:
+    with serving(tmp_path_factory.mktemp("client") / "data") as found:
         yield found
 
 
@@ -70,37 +69,11 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-REPORT = {
-    "format": 1,
-    "verdict": "The student keeps what the teacher knows.",
-    "arms": {
-        "teacher": {"accuracy": 0.76, "macro_f1": 0.74, "parameters": 22_700_000, "bytes": 90_000_000},
-        "distilled": {
-            "accuracy": 0.745,
-            "macro_f1": 0.73,
-            "agreement": 0.9,
-            "parameters": 6_700_000,
-            "bytes": 7_000_000,
-            "served": "int8",
-            "precisions": {"int8": {"p50_ms": 0.51}},
-        },
-        "control": {"accuracy": 0.72, "macro_f1": 0.7, "parameters": 6_700_000},
-        "untrained": {"accuracy": 0.4, "macro_f1": 0.2, "parameters": 6_700_000},
-    },
-    "comparisons": {"drop": {"value": 0.015, "low": 0.005, "high": 0.025}, "gain_over_control": {"value": 0.025}},
-    "gate": {"passed": True, "checks": [{"gate": "max_drop", "passed": True, "reason": "at most 2.4 points"}]},
-    "counters": {"teacher_training_steps": 1234, "cached_signal_rows": 0},
-    "seconds": {"teach": 12.5},
-    "warnings": [{"code": "few_rows", "message": "there are few rows"}],
-}
-
-
 @pytest.fixture
 def student(service: Service, student_folder: Path) -> str:
     """A published student; its id."""
     id_ = new_id("st")
-    store: Store = service.app.state.store
-    manifest = store.publish(student_folder, f"students/{id_}")
+    manifest = service.store.publish(student_folder, f"students/{id_}")
     with service.database.writing() as session:
         session.add(
             Student(

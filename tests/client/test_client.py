@@ -12,10 +12,9 @@ import pytest
 from limbeck import ApiError, Client, DownloadDamaged, LimbeckError, WaitTimeout
 from limbeck.objects import Event, Job
 from models import lifecycle
-from tests.client.stand_ins import ScriptedWorker, spec_of
+from tests.client.stand_ins import ScriptedWorker, Service, spec_of
 from tests.client.wire import Wire
 from tests.factories import tiny_teacher
-from tests.service import Service
 
 
 class TestDatasets:

@@ -1,4 +1,4 @@
-"""Statistics against known values and against their definitions; the choice of a precision; the report and its verdict."""
+"""Statistics against known values and their definitions; the choice of a precision; the report and its verdict."""
 
 import json
 from pathlib import Path

@@ -840,12 +840,13 @@ accelerator.end_training()
 
 
 class TestProcesses:
-    def test_two_or_three_equal_one(self, tmp_path: Path) -> None:
+    @pytest.mark.timeout(600)  # four times the start of torch, on a machine that may be busy
+    def test_three_equal_one(self, tmp_path: Path) -> None:
         """Through a stop and a resume, with batches of fewer rows than processes, and a layer that nothing uses."""
-        found = [self.start(tmp_path / str(processes), processes) for processes in (1, 2, 3)]
+        found = [self.start(tmp_path / str(processes), processes) for processes in (1, 3)]
         assert {tuple(steps for steps in one[1:4]) for one in found} == {(1, True, found[0][3])}
-        assert [one[0] for one in found] == [1, 2, 3]
-        one, *others = (load_file(tmp_path / str(processes) / "result.safetensors") for processes in (1, 2, 3))
+        assert [one[0] for one in found] == [1, 3]
+        one, *others = (load_file(tmp_path / str(processes) / "result.safetensors") for processes in (1, 3))
         for other in others:
             assert far_apart(one, other) < 1e-4
         for result in found[1:]:

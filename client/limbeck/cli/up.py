@@ -52,13 +52,13 @@ def until_stopped(house: House) -> Iterator[None]:
     """SIGINT, SIGTERM and SIGHUP end what is inside, once; the next one makes the house stop in a hurry."""
     stopping = False
 
-    def on_signal(_number: int, _frame: FrameType | None) -> None:
+    def on_signal(number: int, _frame: FrameType | None) -> None:
         nonlocal stopping
         if stopping:
             house.hurry = True
             return
         stopping = True
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(signal.Signals(number).name)
 
     wanted = [signal.SIGINT, signal.SIGTERM]
     if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # under nohup it is ignored, and stays so
@@ -66,8 +66,8 @@ def until_stopped(house: House) -> Iterator[None]:
     before = {number: signal.signal(number, on_signal) for number in wanted}
     try:
         yield
-    except KeyboardInterrupt:
-        complaints.print("[dim]stopping …[/]")
+    except KeyboardInterrupt as told:
+        complaints.print(f"[dim]{told}: stopping …[/]")
     finally:
         # The handlers stay while the house stops: a second Ctrl-C hurries it, and does not leave half of it behind.
         stopping = True

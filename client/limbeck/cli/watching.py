@@ -120,6 +120,7 @@ class _Lines:
         self._headline = ""
         self._progress = -1.0
         self._said = 0.0
+        self._latest: Latest = {}
 
     def show(self, job: Job, latest: Latest) -> None:
         headline = _headline(job)
@@ -129,10 +130,13 @@ class _Lines:
             return
         self._headline, self._progress, self._said = headline, job.progress, now
         eta = f"  {seconds(job.eta_seconds)} left" if job.eta_seconds is not None and not job.ended else ""
+        # Of the arms, those that have moved since the last line.
         values = "  ".join(
             f"{arm}: " + ", ".join(f"{_NAMES[name]} {found[name]:.4f}" for name in _SHOWN if name in found)
             for arm, found in latest.items()
+            if found != self._latest.get(arm)
         )
+        self._latest = latest
         console.print(
             f"[{now - self._began:6.1f} s] {headline:<10} {job.progress:4.0%}{eta}  {values}".rstrip(), markup=False
         )
