@@ -2,7 +2,8 @@
 
 `reading()` opens a deferred transaction and never takes SQLite's write lock; `writing()` opens `BEGIN IMMEDIATE` there,
 so that a read-then-write cannot lose to another writer in between (the driver alone would let two workers claim
-one job: see docs/decisions/0003). On PostgreSQL both are ordinary transactions. Nobody calls `commit()`: leaving the block does.
+one job: see docs/decisions/0003). On PostgreSQL both are ordinary transactions. Nobody calls `commit()`: leaving the
+block does.
 
 The database's clock is the only one that leases know: `db_now()` in a statement, seconds since 1970.
 """

@@ -1,18 +1,22 @@
-"""The worker process: `python -P -m worker.main`. Celery's threads pool, or a loop that polls when there is no broker.
+"""The worker process: `python -P -m worker.main`.
 
-Each slot is a thread that serves one job at a time. A sweep reaps expired leases, rings for jobs that nobody took, and
-says that this worker lives. SIGTERM drains: no new job, a checkpoint for the running ones, exit 0.
+Each slot serves one job at a time. A slot is woken by Celery, when a bell rings, and looks by itself every few seconds;
+without a broker it looks twice a second. So a bell that is lost, or a broker that is away, costs seconds. A sweep reaps
+expired leases, rings for jobs that nobody took, and says that this worker lives. SIGTERM and SIGINT drain: no new job,
+a checkpoint for the running ones, exit 0.
 """
 
 import logging
 import os
+import platform
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from typing import Any, Literal
+from pathlib import Path
+from typing import Any
 
 import structlog
 from celery import signals
@@ -27,9 +31,11 @@ from models.settings import Settings
 from models.tables import new_id
 from worker.supervisor import Supervisor
 
-log = structlog.get_logger(__name__)
-
 _POLL_EVERY = 0.5
+_ASK_DRIVER_SECONDS = 20
+_TIDY_EVERY_SWEEPS = 12
+
+log = structlog.get_logger("limbeck.worker")
 
 
 def main() -> int:
@@ -38,33 +44,42 @@ def main() -> int:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database)
     doorbell = Doorbell(settings)
-    store = Store(settings.artifacts, settings.cache_folder / "artifacts")
-    device = detect_device(settings.device)
+    gpus = find_gpus() if settings.device != "cpu" else {}
     supervisor = Supervisor(
         settings,
         database,
-        store,
+        Store(settings.artifacts, settings.cache_folder / "artifacts"),
         doorbell,
         new_id("wk"),
-        device=device,
+        device="gpu" if settings.device == "gpu" or gpus else "cpu",
+        gpus=_visible(gpus),
         checkpoint_seconds=min(30.0, settings.lease_ttl),
     )
-    sweeping = threading.Thread(target=_sweep, args=(supervisor, doorbell), name="sweep", daemon=True)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: supervisor.draining.set())  # Celery puts its own in their place
+    device_name = next(iter(gpus.values()), "") or _cpu_name()
+    sweeping = threading.Thread(target=_sweep, args=(supervisor, doorbell, device_name), name="sweep", daemon=True)
     sweeping.start()
     log.info(
         "worker_started",
         worker=supervisor.worker_id,
-        device=device,
+        device=supervisor.device,
+        device_name=device_name,
         slots=settings.slots,
         broker=bool(settings.broker_url),
     )
+    slots = _start_slots(supervisor)
     try:
         if settings.broker_url:
-            _serve_celery(supervisor)
+            _listen_for_bells(supervisor)
         else:
-            _serve_polling(supervisor)
+            while not supervisor.draining.wait(_POLL_EVERY):
+                pass  # with a timeout, so that signals are heard
     finally:
         supervisor.draining.set()
+        for slot in slots:
+            slot.join()
+        sweeping.join()
         doorbell.close()
         _say_goodbye(supervisor)
         database.close()
@@ -72,42 +87,67 @@ def main() -> int:
     return 0
 
 
-def detect_device(wanted: str) -> Literal["cpu", "gpu"]:
-    """Which queue to serve. Asks the driver's tool, since this process loads no torch."""
-    if wanted != "auto":
-        return "gpu" if wanted == "gpu" else "cpu"
+def find_gpus() -> dict[str, str]:
+    """The GPUs of this machine, index to name, by the driver's own tool: this process loads no torch."""
     tool = shutil.which("nvidia-smi")
     if tool is None:
-        return "cpu"
-    found = subprocess.run([tool, "-L"], capture_output=True, text=True, timeout=20, check=False)
-    return "gpu" if found.returncode == 0 and "GPU" in found.stdout else "cpu"
-
-
-def configure_logging() -> None:
-    """JSON lines on standard error; Celery's own logs go the same way, as warnings and above."""
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            structlog.processors.JSONRenderer(),
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-    )
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING)
-
-
-def _serve(supervisor: Supervisor) -> bool:
-    """One job, if one waits; what goes wrong with it must not take the slot along."""
+        return {"0": "NVIDIA"} if Path("/dev/nvidia0").exists() else {}
+    question = [tool, "--query-gpu=index,name", "--format=csv,noheader"]
     try:
-        return supervisor.serve()
-    except (SQLAlchemyError, LimbeckError, OSError) as error:
-        log.warning("slot_disturbed", error=type(error).__name__)
-        return False
+        answer = subprocess.run(question, capture_output=True, text=True, timeout=_ASK_DRIVER_SECONDS, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    lines = (line.partition(",") for line in answer.stdout.splitlines() if "," in line)
+    return {index.strip(): name.strip() for index, _, name in lines}
 
 
-def _serve_celery(supervisor: Supervisor) -> None:
+def _visible(gpus: dict[str, str]) -> list[str]:
+    """Those that the operator lets this worker see; slots are spread over them."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return list(gpus) if visible is None else [part.strip() for part in visible.split(",") if part.strip()]
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, "") or platform.processor() or platform.machine()
+
+
+# --- serving ----------------------------------------------------------------------------------------------------------
+
+
+def _start_slots(supervisor: Supervisor) -> list[threading.Thread]:
+    every = supervisor.settings.sweep_interval if supervisor.settings.broker_url else _POLL_EVERY
+    slots = [
+        threading.Thread(target=_look, args=(supervisor, every), name=f"slot-{slot}")
+        for slot in range(supervisor.settings.slots)
+    ]
+    for slot in slots:
+        slot.start()
+    return slots
+
+
+def _look(supervisor: Supervisor, every: float) -> None:
+    while not supervisor.draining.is_set():
+        _serve(supervisor)
+        supervisor.draining.wait(every)
+
+
+def _serve(supervisor: Supervisor) -> None:
+    """Job after job, until none waits or no slot is free; what goes wrong must not take the slot along."""
+    try:
+        while not supervisor.draining.is_set() and supervisor.serve():
+            pass
+    except Exception as error:
+        known = isinstance(error, SQLAlchemyError | LimbeckError | OSError)
+        log.warning("slot_disturbed", error=type(error).__name__, exc_info=None if known else error)
+
+
+def _listen_for_bells(supervisor: Supervisor) -> None:
+    """Celery in this thread, until a signal or an error ends it."""
     app = celery_app(supervisor.settings)
 
     @app.task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]
@@ -118,42 +158,30 @@ def _serve_celery(supervisor: Supervisor) -> None:
     def drain(**_: Any) -> None:
         supervisor.draining.set()
 
-    app.worker_main(
-        [
-            "worker",
-            "--pool=threads",
-            f"--concurrency={supervisor.settings.slots}",
-            f"--queues={queue_name(supervisor.device)}",
-            f"--hostname={supervisor.worker_id}@{socket.gethostname()}",
-            "--without-gossip",
-            "--without-mingle",
-            "--without-heartbeat",
-            "--loglevel=WARNING",
-        ]
+    @signals.setup_logging.connect(weak=False)  # type: ignore[untyped-decorator]
+    def leave_logging_alone(**_: Any) -> None:
+        """That somebody is connected is what tells Celery."""
+
+    if supervisor.draining.is_set():
+        return
+    worker = app.Worker(
+        hostname=f"{supervisor.worker_id}@{socket.gethostname()}",
+        pool_cls="threads",
+        concurrency=supervisor.settings.slots,
+        queues=[queue_name(device) for device in lifecycle.serves(supervisor.device)],
+        without_gossip=True,
+        without_mingle=True,
+        without_heartbeat=True,
+        quiet=True,
     )
+    worker.start()
 
 
-def _serve_polling(supervisor: Supervisor) -> None:
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: supervisor.draining.set())
-    slots = [
-        threading.Thread(target=_poll, args=(supervisor,), name=f"slot-{slot}")
-        for slot in range(supervisor.settings.slots)
-    ]
-    for slot in slots:
-        slot.start()
-    for slot in slots:
-        while slot.is_alive():
-            slot.join(0.2)  # with a timeout, so that signals are heard
+# --- the sweep --------------------------------------------------------------------------------------------------------
 
 
-def _poll(supervisor: Supervisor) -> None:
-    while not supervisor.draining.is_set():
-        if not _serve(supervisor):
-            supervisor.draining.wait(_POLL_EVERY)
-
-
-def _sweep(supervisor: Supervisor, doorbell: Doorbell) -> None:
+def _sweep(supervisor: Supervisor, doorbell: Doorbell, device_name: str) -> None:
+    sweeps = 0
     while True:
         try:
             with supervisor.database.writing() as session:
@@ -163,13 +191,17 @@ def _sweep(supervisor: Supervisor, doorbell: Doorbell) -> None:
                     host=socket.gethostname(),
                     pid=os.getpid(),
                     device=supervisor.device,
-                    device_name="",
+                    device_name=device_name,
                     slots=supervisor.settings.slots,
                     jobs=supervisor.jobs,
                 )
             lifecycle.sweep(supervisor.database, doorbell, supervisor.settings)
-        except SQLAlchemyError as error:
-            log.warning("sweep_failed", error=type(error).__name__)
+            if sweeps % _TIDY_EVERY_SWEEPS == 0:
+                supervisor.tidy()
+        except Exception as error:
+            known = isinstance(error, SQLAlchemyError | LimbeckError | OSError)
+            log.warning("sweep_failed", error=type(error).__name__, exc_info=None if known else error)
+        sweeps += 1
         if supervisor.draining.wait(supervisor.settings.sweep_interval):
             return
 
@@ -180,6 +212,35 @@ def _say_goodbye(supervisor: Supervisor) -> None:
             lifecycle.worker_left(session, supervisor.worker_id)
     except SQLAlchemyError as error:
         log.warning("goodbye_not_stored", error=type(error).__name__)
+
+
+# --- logs -------------------------------------------------------------------------------------------------------------
+
+
+def configure_logging() -> None:
+    """Every line on standard error is a JSON object: ours, and the warnings of the libraries."""
+    shared: list[structlog.types.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.processors.format_exc_info,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        wrapper_class=structlog.stdlib.BoundLogger,
+        cache_logger_on_first_use=True,
+    )
+    renderers: list[structlog.types.Processor] = [
+        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+        structlog.processors.JSONRenderer(),
+    ]
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=renderers))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    for ours in ("limbeck", "models", "worker"):
+        logging.getLogger(ours).setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

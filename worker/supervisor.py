@@ -90,6 +90,7 @@ class Supervisor:
         self.trainer = tuple(trainer)
         self.checkpoint_seconds = checkpoint_seconds
         self.draining = threading.Event()
+        self._free = threading.BoundedSemaphore(settings.slots)
         self._lock = threading.Lock()
         self._running: dict[int, str] = {}  # slot to job
 
@@ -100,10 +101,18 @@ class Supervisor:
             return sorted(self._running.values())
 
     def serve(self) -> bool:
-        """Serve the best job that waits for this device; False if there was none. Returns when the attempt has ended.
+        """Serve the best job that waits until its attempt has ended; False if there was none, or no free slot.
 
         Raises SQLAlchemyError where the database cannot be asked; what happens to the attempt itself is settled here.
         """
+        if not self._free.acquire(blocking=False):
+            return False
+        try:
+            return self._serve()
+        finally:
+            self._free.release()
+
+    def _serve(self) -> bool:
         for device in lifecycle.serves(self.device):
             with self.database.reading() as session:
                 waiting = lifecycle.next_claimable(session, device)
