@@ -261,7 +261,8 @@ def claim(
     A job whose lease has run out is put back first, so that it counts as the failure that it is. `devices`: only if it
     waits for one of them.
     """
-    _reap(session, job_id)
+    if expired(session, job_id):
+        _reap(session, job_id)
     mine = update(Job).where(Job.id == job_id, Job.status == "queued")
     if devices is not None:
         mine = mine.where(Job.device.in_(devices))
@@ -417,9 +418,12 @@ def reap(session: Session) -> int:
     return _reap(session, None)
 
 
-def expired(session: Session) -> bool:
-    """Whether `reap` would find anything: a question that takes no lock."""
-    return session.scalar(select(Job.id).where(*_expired()).limit(1)) is not None
+def expired(session: Session, job_id: str | None = None) -> bool:
+    """Whether `reap` would find anything (or this job): a question that takes no lock."""
+    late = select(Job.id).where(*_expired())
+    if job_id is not None:
+        late = late.where(Job.id == job_id)
+    return session.scalar(late.limit(1)) is not None
 
 
 def _reap(session: Session, job_id: str | None) -> int:

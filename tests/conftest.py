@@ -111,6 +111,17 @@ def database(database_url: str) -> Iterator[Database]:
         database.close()
 
 
+@pytest.fixture
+def sqlite_database(settings: Settings, sqlite_file: Path) -> Iterator[Database]:
+    """For tests that are not about the database."""
+    shutil.copy(sqlite_file, settings.data_dir / "limbeck.db")
+    database = Database(settings.database)
+    try:
+        yield database
+    finally:
+        database.close()
+
+
 # --- the broker -------------------------------------------------------------------------------------------------------
 
 

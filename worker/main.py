@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from models.tables import new_id
 from worker.supervisor import Supervisor
 
 _POLL_EVERY = 0.5
+_LOOK_EVERY = 0.2
 _ASK_DRIVER_SECONDS = 20
 _TIDY_EVERY_SWEEPS = 12
 
@@ -73,8 +75,9 @@ def main() -> int:
         if settings.broker_url:
             _listen_for_bells(supervisor)
         else:
-            while not supervisor.draining.wait(_POLL_EVERY):
-                pass  # with a timeout, so that signals are heard
+            # Not by waiting for the event: the handler sets it in this very thread, which would hold its lock.
+            while not supervisor.draining.is_set():
+                time.sleep(_LOOK_EVERY)
     finally:
         supervisor.draining.set()
         for slot in slots:

@@ -144,7 +144,7 @@ class TestStudents:
         assert student in cli("students", "list").out
         assert "text-classification" in cli("students", "show", student).out
         report = cli("students", "report", student).out
-        for words in ("74.50 %", "+1.50 [+0.50, +2.50] points", "7.0 MB int8", "0.51 ms", REPORT["verdict"], "1,234"):
+        for words in ("74.50 %", "+1.50 [+0.50, +2.50]", "7.0 MB int8", "0.51 ms", REPORT["verdict"], "1,234"):
             assert words in report
         assert cli("students", "report", student, "--json").json == REPORT
         folder = tmp_path / "copy"

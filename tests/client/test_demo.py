@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from limbeck.cli import demo
+from limbeck.cli.demo import DEPLOYMENT, Size, job_spec, write_table
 from models.specs import parse_job
 
 
 def test_the_job_is_one_that_the_service_accepts() -> None:
-    for size in (demo.Size(), demo.Size(rows=300, test=300, epochs=1, teacher_epochs=1)):
-        spec = parse_job(demo.job_spec("ds_00000000", size))
+    for size in (Size(), Size(rows=300, test=300, epochs=1, teacher_epochs=1)):
+        spec = parse_job(job_spec("ds_00000000", size))
         assert spec.promote is not None
-        assert spec.promote.deployment == demo.DEPLOYMENT
+        assert spec.promote.deployment == DEPLOYMENT
 
 
 def test_the_corpus_becomes_a_clean_table(tmp_path: Path) -> None:
     corpus = tmp_path / "corpus.csv"
     corpus.write_bytes(b'sentiment,confidence,text\nnegative,0.7,caf\xd1 "x"\npositive,0.9,"a, b"\n')
-    assert demo.write_table(corpus, tmp_path / "out.csv") == 2
+    assert write_table(corpus, tmp_path / "out.csv") == 2
     with (tmp_path / "out.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [

@@ -21,13 +21,13 @@ def show_report(report: Mapping[str, Any]) -> None:
     """Arms side by side, then the comparisons, the gate, warnings and the verdict."""
     arms = report.get("arms") or {}
     rows = [_row(name, arms[name], report) for name in _ARMS if arms.get(name)]
-    show_table(("", "accuracy", "drop to teacher", "macro F1", "agreement", "parameters", "served file", "p50"), rows)
+    show_table(("", "accuracy", "drop, points", "macro F1", "agreement", "parameters", "served file", "p50"), rows)
     if arms.get("control") is None and report.get("control_reason"):
         console.print(f"[dim]no control arm: {escape(str(report['control_reason']))}[/]")
     comparisons = report.get("comparisons") or {}
     gain = comparisons.get("gain_over_control")
     if gain:
-        console.print(f"gain over control: {_points(gain)}")
+        console.print(f"gain over control: {_points(gain)} points")
     gate = report.get("gate") or {}
     for check in gate.get("checks") or []:
         mark = "[green]holds[/]" if check.get("passed") else "[red]does not hold[/]"
@@ -75,7 +75,7 @@ def _points(interval: Mapping[str, Any]) -> str:
     if value is None:
         return ""
     words = f"{value * 100:+.2f}"
-    return words if low is None or high is None else f"{words} [{low * 100:+.2f}, {high * 100:+.2f}] points"
+    return words if low is None or high is None else f"{words} [{low * 100:+.2f}, {high * 100:+.2f}]"
 
 
 def _millions(count: int | None) -> str:
