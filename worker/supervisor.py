@@ -169,6 +169,7 @@ class _Attempt:
                 self._train()
             except Fenced:
                 self.log.warning("attempt_fenced")
+                self._give_up()
             except Exception as error:  # noqa: BLE001 - whatever it is, the job must not wait for its lease to run out
                 self._settle(self._verb_for(error))
         self._tidy()
@@ -408,6 +409,15 @@ class _Attempt:
                 time.sleep(0.5)
             else:
                 return
+
+    def _give_up(self) -> None:
+        """Where only the database was away and nobody has the job, it need not wait until the lease has run out."""
+        try:
+            with self.at.database.writing() as session:
+                reason = "its worker could not renew the lease"
+                lifecycle.crashed(session, self.claimed.job_id, self.claimed.attempt, reason)
+        except (Fenced, SQLAlchemyError) as error:
+            self.log.info("attempt_abandoned", error=type(error).__name__)
 
     def _cancelled(self, session: Session) -> None:
         lifecycle.cancelled(session, self.claimed.job_id, self.claimed.attempt)
