@@ -32,6 +32,7 @@ def test_the_corpus_becomes_a_clean_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1200)
 @pytest.mark.valkey
 def test_from_an_upload_to_predictions(tmp_path: Path) -> None:
     arguments = ["--rows", "300", "--test-rows", "300", "--epochs", "1", "--teacher-epochs", "1", "--again", "--json"]
@@ -40,7 +41,7 @@ def test_from_an_upload_to_predictions(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=280,
+        timeout=1100,
         check=False,
     )
     assert done.returncode == 0, done.stderr
