@@ -137,9 +137,9 @@ def distil(assignment: Assignment, report: Report) -> Path:
         folder = _export(run, distilled)
         teacher_folder = _export_teacher(run, teaching)
     with run.in_phase("evaluate"):
-        document = _evaluate(run, teaching, folder, teacher_folder, untrained, distilled, control)
+        document, differing = _evaluate(run, teaching, folder, teacher_folder, untrained, distilled, control)
     with run.in_phase("publish"):
-        _publish(run, teaching, folder, document)
+        _publish(run, teaching, folder, document, differing)
     report.progress(1.0, 0.0)
     return folder
 
@@ -480,8 +480,11 @@ def _evaluate(
     untrained: Student,
     distilled: Student,
     control: Student | None,
-) -> dict[str, Any]:
-    """The report. The distilled student answers by the runtime that will serve it; the others are judged alike."""
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The report, and the test rows on which student and teacher differ.
+
+    The distilled student answers by the runtime that will serve it; the others are judged on the same rows.
+    """
     spec, test = run.spec, run.data.test
     measured = evaluation.measure(folder, test.texts, on_rows=_counting(run, 2 * len(test), 0.1, 0.8))
     choice = evaluation.choose_precision(spec.export.precision, measured)
@@ -549,7 +552,14 @@ def _evaluate(
     for arm, table in arms.items():
         if table is not None:
             run.report.metric(arm, 0, 0, "test_accuracy", 0, table["accuracy"])
-    return document
+    differing = evaluation.disagreements(
+        test.texts,
+        test.labels,
+        run.data.labels,
+        teacher=teacher_logits,
+        student=measured[choice.served].logits,
+    )
+    return document, differing
 
 
 def _measured_teacher(run: Run, folder: Path, logits: NDArray[np.float32]) -> evaluation.Measured:
@@ -583,7 +593,9 @@ def _counting(run: Run, total: int, start: float, end: float) -> Callable[[int],
 # --- publish ----------------------------------------------------------------------------------------------------------
 
 
-def _publish(run: Run, teaching: Teaching, folder: Path, document: dict[str, Any]) -> None:
+def _publish(
+    run: Run, teaching: Teaching, folder: Path, document: dict[str, Any], differing: list[dict[str, Any]]
+) -> None:
     document["seconds"] = dict(run.seconds)
     export.write_golden(folder, run.data.test.texts)
     export.finish(
@@ -592,6 +604,7 @@ def _publish(run: Run, teaching: Teaching, folder: Path, document: dict[str, Any
         run.spec,
         data=run.data.hashes,
         teacher={"reference": _local_teacher(run.spec).model, "identity": teaching.identity},
+        disagreements=differing,
     )
 
 
