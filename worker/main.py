@@ -34,6 +34,7 @@ from worker.supervisor import Supervisor
 
 _POLL_EVERY = 0.5
 _LOOK_EVERY = 0.2
+_PAUSE_AFTER_GARBAGE = 1.0
 _ASK_DRIVER_SECONDS = 20
 _TIDY_EVERY_SWEEPS = 12
 
@@ -150,12 +151,7 @@ def _serve(supervisor: Supervisor) -> None:
 
 
 def _listen_for_bells(supervisor: Supervisor) -> None:
-    """Celery in this thread, until a signal or an error ends it."""
-    app = celery_app(supervisor.settings)
-
-    @app.task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]
-    def distil(job_id: str) -> None:  # noqa: ARG001 - a bell serves the best waiting job: docs/decisions/0002
-        _serve(supervisor)
+    """Celery in this thread, until a signal ends it. A message that it cannot read ends it too, and it begins again."""
 
     @signals.worker_shutting_down.connect(weak=False)  # type: ignore[untyped-decorator]
     def drain(**_: Any) -> None:
@@ -165,9 +161,21 @@ def _listen_for_bells(supervisor: Supervisor) -> None:
     def leave_logging_alone(**_: Any) -> None:
         """That somebody is connected is what tells Celery."""
 
-    if supervisor.draining.is_set():
-        return
-    worker = app.Worker(
+    while not supervisor.draining.is_set():
+        _consumer(supervisor).start()
+        if not supervisor.draining.is_set():
+            log.warning("bells_interrupted")
+            time.sleep(_PAUSE_AFTER_GARBAGE)
+
+
+def _consumer(supervisor: Supervisor) -> Any:
+    app = celery_app(supervisor.settings)
+
+    @app.task(name=TASK, ignore_result=True)  # type: ignore[untyped-decorator]
+    def distil(job_id: str) -> None:  # noqa: ARG001 - a bell serves the best waiting job: docs/decisions/0002
+        _serve(supervisor)
+
+    return app.Worker(
         hostname=f"{supervisor.worker_id}@{socket.gethostname()}",
         pool_cls="threads",
         concurrency=supervisor.settings.slots,
@@ -177,7 +185,6 @@ def _listen_for_bells(supervisor: Supervisor) -> None:
         without_heartbeat=True,
         quiet=True,
     )
-    worker.start()
 
 
 # --- the sweep --------------------------------------------------------------------------------------------------------
@@ -242,6 +249,7 @@ def configure_logging() -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=renderers))
     logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    logging.captureWarnings(capture=True)
     for ours in ("limbeck", "models", "worker"):
         logging.getLogger(ours).setLevel(logging.INFO)
 
