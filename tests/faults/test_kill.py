@@ -23,9 +23,6 @@ from models.tables import Dataset, Event, Job, Metric, Student, Worker, new_id
 from tests.factories import tiny_dataset, tiny_teacher
 from tests.servers import Valkey, leashed, wait_until
 
-# Seconds of training and of leases: `make test-long`.
-pytestmark = pytest.mark.long
-
 ROOT = Path(__file__).parents[2]
 
 
