@@ -71,7 +71,9 @@ class Invalid(LimbeckError):
     def of(cls, problems: Sequence[Problem]) -> "Invalid":
         """One error for many problems; its code is theirs when they agree."""
         codes = {problem.code for problem in problems}
-        summary = problems[0].message if len(problems) == 1 else f"{len(problems)} problems with this request"
+        first = problems[0]
+        one = f"{first.pointer}: {first.message}" if first.pointer else first.message
+        summary = one if len(problems) == 1 else f"{len(problems)} problems with this request"
         return cls(summary, code=codes.pop() if len(codes) == 1 else cls.code, problems=problems)
 
 

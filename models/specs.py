@@ -218,7 +218,7 @@ class FineTune(Schedule):
 class LocalTeacher(Spec):
     """A checkpoint that the worker opens: safetensors only, never remote code."""
 
-    kind: Literal["local"] = "local"
+    kind: Literal["local"]
     model: str
     """A reference: hub:, package:, file:, student: or teacher:."""
     fine_tune: FineTune | None = None

@@ -298,6 +298,8 @@ def _signals(run: Run, teacher: OpenTeacher, identity: str) -> dict[str, NDArray
     cache = SignalCache(run.assignment.cache / "signals", run.assignment.cache_bytes)
     template = run.kind.template(run.task)
     found: dict[str, NDArray[np.float32]] = {}
+    every_row = sum(len(getattr(run.data, name)) for name in _SPLITS)
+    before = 0
     for name in _SPLITS:
         run.check_stop()
         split = getattr(run.data, name)
@@ -307,15 +309,16 @@ def _signals(run: Run, teacher: OpenTeacher, identity: str) -> dict[str, NDArray
         if len(missing):
             encoded = run.kind.encode(teacher.tokenizer, [split.texts[row] for row in missing], run.task.max_length)
 
-            def on_rows(done: int, total: int = len(missing)) -> None:
+            def on_rows(done: int, before: int = before) -> None:
                 run.check_stop()
-                run.progress(0.8 + 0.2 * done / total)
+                run.progress(0.8 + 0.2 * (before + done) / every_row)
 
             logits[missing] = predict_logits(
                 teacher.network, encoded, device=run.accelerator.device, on_rows=on_rows
             ).numpy()
             cache.store(identity, [keys[row] for row in missing], logits[missing])
             run.counters.teacher_forward_rows += len(missing)
+        before += len(keys)
         found[name] = logits
     return found
 

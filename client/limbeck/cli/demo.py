@@ -48,7 +48,7 @@ class Size:
 
     @property
     def validation(self) -> int:
-        return min(1000, max(100, self.rows // 4))
+        return min(500, max(100, self.rows // 8))
 
 
 @dataclass(frozen=True)

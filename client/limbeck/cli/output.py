@@ -15,7 +15,8 @@ from rich.table import Table
 from limbeck.client import Client
 from limbeck.errors import ApiError, LimbeckError
 
-console = Console(highlight=False, soft_wrap=True)
+# Piped output is read by programs and stored in logs: no column of it is folded to a terminal's width.
+console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
 complaints = Console(stderr=True, highlight=False, soft_wrap=True)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -73,15 +74,21 @@ def show_table(
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in headings:
-        table.add_column(heading, overflow="fold", justify="right" if heading in _RIGHT else "left")
+        # An id is there to be copied: the other columns give way.
+        table.add_column(
+            heading,
+            overflow="fold",
+            no_wrap=heading in _WHOLE,
+            justify="right" if heading in _RIGHT else "left",
+        )
     for row in rows:
         table.add_row(*(text(value) for value in row))
-    # Piped output is read by programs and stored in logs: no column of it is cut to a terminal's width.
-    console.print(table, width=None if console.is_terminal else 200)
+    console.print(table)
     if more:
         console.print("[dim]… more: --after with the last id[/]")
 
 
+_WHOLE = frozenset({"id", "student"})
 _RIGHT = frozenset({"rows", "size", "version", "slots", "seq", "step", "value", "score", "progress"})
 
 
