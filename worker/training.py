@@ -198,9 +198,7 @@ def train(
         return Outcome(**done.state)
 
     run = _Run(network, data, active(objectives), schedule, accelerator, seed=seed, unit=unit, max_steps=max_steps)
-    begun = checkpoints.latest(unit)
-    if begun is not None:
-        run.restore(begun)
+    _resume(run, checkpoints, report, unit)
     saving = _Saving(run, checkpoints, report, unit=unit, seconds=checkpoint_seconds)
     metrics = _Metrics(run, report, arm, stage, phase)
 
@@ -240,6 +238,15 @@ def train(
         checkpoints.finish(unit, run.best, asdict(outcome))
     accelerator.wait_for_everyone()
     return outcome
+
+
+def _resume(run: "_Run", checkpoints: Checkpoints, report: Report, unit: str) -> None:
+    begun = checkpoints.latest(unit)
+    if begun is None:
+        return
+    run.restore(begun)
+    if run.accelerator.is_main_process:
+        report.event("resumed", f"Training of {unit} goes on from step {begun.step}.", unit=unit, step=begun.step)
 
 
 def _verdict(run: "_Run", report: Report, deadline: float | None) -> StopReason | Literal["time_limit"] | None:

@@ -1,28 +1,103 @@
-"""The whole way once, with real processes: a job is submitted, a trainer process distils, the student is promoted.
+"""The whole way by HTTP, with real processes: upload, submit, distil, promote, predict. On each choice of servers.
 
 Twice, because the second job must train no teacher, ask it nothing, and find its control.
 """
 
+import csv
+import os
+import socket
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import select
 
-from models import deployments, lifecycle, migrations
-from models.artifacts import Store, sha256
-from models.database import Database
-from models.queue import Doorbell
-from models.runtime import Runtime
+from limbeck import Client
+from limbeck.errors import LimbeckError
 from models.settings import Settings
-from models.specs import parse_job, resolve
-from models.tables import Dataset, Event, Job, Metric, Student, new_id
-from tests.factories import tiny_dataset, tiny_teacher
-from worker.supervisor import Supervisor
+from tests.conftest import PostgreSQL
+from tests.factories import tiny_rows, tiny_teacher
+from tests.servers import Valkey, leashed, wait_until
+
+ROOT = Path(__file__).parents[2]
+
+
+def _admin(environment: dict[str, str], *arguments: str) -> None:
+    subprocess.run(
+        [sys.executable, "-P", "-m", "app.admin", *arguments],
+        env=environment,
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture(
+    params=[
+        "sqlite, no broker",
+        pytest.param("sqlite, valkey", marks=pytest.mark.valkey),
+        pytest.param("postgresql, valkey", marks=[pytest.mark.postgres, pytest.mark.valkey]),
+    ]
+)
+def client(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Iterator[Client]:
+    """A client of an API process and a worker process, as `limbeck up` and docker-compose.yml start them."""
+    database, broker = request.param.split(", ")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "LIMBECK_DATA_DIR": str(settings.data_dir),
+        "LIMBECK_LEASE_TTL": "6",
+        "LIMBECK_SWEEP_INTERVAL": "1",
+        "LIMBECK_DEVICE": "cpu",
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }
+    if broker == "valkey":
+        valkey: Valkey = request.getfixturevalue("valkey")
+        environment["LIMBECK_BROKER_URL"] = valkey.url
+    if database == "postgresql":
+        server: PostgreSQL = request.getfixturevalue("postgresql")
+        name = f"t_{uuid.uuid4().hex[:16]}"
+        server.run(f"CREATE DATABASE {name}")
+        environment["LIMBECK_DATABASE_URL"] = server.url(name)
+    tiny_teacher(settings.models_folder / "tiny")
+    _admin(environment, "migrate")
+    _admin(environment, "first-key")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    commands = {
+        "api": ["app.main", "--host", "127.0.0.1", "--port", str(port)],
+        "worker": ["worker.main"],
+    }
+    running = []
+    for name_, (module, *rest) in commands.items():
+        with (tmp_path / f"{name_}.log").open("wb") as log:
+            command = leashed(sys.executable, "-P", "-m", module, *rest)
+            running.append(subprocess.Popen(command, env=environment, stderr=log, stdin=subprocess.DEVNULL))
+    secret = (settings.data_dir / "admin.key").read_text("utf-8").strip()
+    with Client(f"http://127.0.0.1:{port}", secret) as client:
+
+        def ready() -> bool:
+            try:
+                return bool(client.workers())
+            except LimbeckError:
+                return False
+
+        wait_until(ready, 60)
+        yield client
+    for process in running:
+        process.terminate()
+    for process in running:
+        assert process.wait(30) == 0
 
 
 def _spec(dataset: str) -> dict[str, Any]:
     return {
+        "name": "tiny",
         "task": {"kind": "text-classification", "text": "text", "label": "label", "max_length": 32},
         "dataset": {"id": dataset, "validation": 0.2, "test": 0.3},
         "teachers": [{"kind": "local", "model": "file:tiny", "fine_tune": {"epochs": 8, "learning_rate": 3e-3}}],
@@ -32,67 +107,34 @@ def _spec(dataset: str) -> dict[str, Any]:
     }
 
 
-@pytest.mark.timeout(600)
-def test_two_jobs_with_one_teacher(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path / "data")
-    settings.data_dir.mkdir()
-    database, store = Database(settings.database), Store(settings.artifacts, tmp_path / "downloads")
-    migrations.upgrade(database)
-    tiny_teacher(settings.models_folder / "tiny")
-    rows = tiny_dataset(tmp_path, 600)
-    dataset = new_id("ds")
-    store.put_file(rows, f"datasets/{dataset}.parquet")
-    doorbell = Doorbell(settings)
-    supervisor = Supervisor(settings, database, store, doorbell, "wk_test")
-    students = []
-    with database.writing() as session:
-        session.add(
-            Dataset(
-                id=dataset,
-                owner="default",
-                name="tiny",
-                columns=[{"name": "text", "type": "string"}, {"name": "label", "type": "string"}],
-                rows=600,
-                bytes=rows.stat().st_size,
-                sha256=sha256(rows),
-                artifact=f"datasets/{dataset}.parquet",
-            )
-        )
+@pytest.mark.timeout(400)
+def test_two_jobs_with_one_teacher(client: Client, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.csv"
+    with rows.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("text", "label"), *zip(*tiny_rows(600), strict=True)])
+    dataset = client.datasets.upload(rows, name="tiny")
+    counters = []
+    hashes = []
     for _ in range(2):
-        document = _spec(dataset)
-        spec = parse_job(document)
-        with database.writing() as session:
-            job, created = lifecycle.submit(
-                session,
-                owner="default",
-                spec=spec,
-                resolved=resolve(spec),
-                document=document,
-                estimates=None,
-                idempotency_key=None,
-                body_sha256="",
-                max_queued=10,
-            )
-        assert created
-        assert supervisor.serve()
-        with database.reading() as session:
-            ended = session.get_one(Job, job.id)
-            assert ended.status == "succeeded", ended.error
-            codes = list(session.scalars(select(Event.code).where(Event.job_id == job.id)))
-            assert codes.count("succeeded") == 1
-            assert session.scalars(select(Metric.name).where(Metric.job_id == job.id, Metric.name == "loss")).first()
-            student = session.get_one(Student, ended.student_id)
-            deployment = deployments.find(session, owner="default", name="tiny")
-            assert deployment.student_id == student.id
-            students.append(student)
-    first, second = (student.report["counters"] for student in students)
-    assert first["teacher_training_steps"] > 0
-    assert first["teacher_forward_rows"] == 600
-    assert second["teacher_training_steps"] == second["teacher_forward_rows"] == second["control_training_steps"] == 0
-    assert students[0].hash == students[1].hash
-    runtime = Runtime.open(store.fetch_folder(students[0].artifact))
-    runtime.check_golden()
-    assert runtime.predict(["a great and lovely day"])[0][0]["label"] in {"negative", "neutral", "positive"}
-    assert not list(settings.jobs_folder.glob("job_*"))
-    doorbell.close()
-    database.close()
+        job = client.jobs.wait(client.jobs.submit(_spec(dataset.id)).id, timeout=180)
+        assert job.status == "succeeded", job.error
+        codes = [event.code for event in client.jobs.events(job.id, follow=False)]
+        assert codes.count("succeeded") == 1
+        assert "promoted" in codes
+        assert any(point.arm == "distilled" for point in client.jobs.metrics(job.id, name="validation_accuracy"))
+        assert job.student_id is not None
+        student = client.students.get(job.student_id)
+        hashes.append(student.hash)
+        counters.append(client.students.report(student.id)["counters"])
+        assert client.deployments.get("tiny").student == student.id
+    assert counters[0]["teacher_training_steps"] > 0
+    assert counters[0]["teacher_forward_rows"] == 600
+    assert [counters[1][name] for name in ("teacher_training_steps", "teacher_forward_rows")] == [0, 0]
+    assert counters[1]["control_training_steps"] == 0
+    assert hashes[0] == hashes[1]
+    answers = client.predict("tiny", ["a great and lovely day", "an awful broken phone"])
+    assert len(answers) == 2
+    assert answers.student == student.id
+    folder = tmp_path / "student"
+    client.students.download(student.id, folder)
+    assert (folder / "model.safetensors").exists()
