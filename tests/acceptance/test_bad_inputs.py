@@ -425,6 +425,6 @@ def _settles(world: World, before: tuple[object, ...]) -> None:
 
 def _print_table() -> None:
     width = max((len(name) for name, *_ in _RESULTS), default=0)
-    print()  # noqa: T201
+    print()
     for name, address, status, code, detail in _RESULTS:
-        print(f"{name:{width}}  {address[:44]:44}  {status:3}  {code:22}  {detail[:90]}")  # noqa: T201
+        print(f"{name:{width}}  {address[:44]:44}  {status:3}  {code:22}  {detail[:90]}")

@@ -4,10 +4,6 @@ Twice, because the second job must train no teacher, ask it nothing, and find it
 """
 
 import csv
-import os
-import socket
-import subprocess
-import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,23 +12,11 @@ from typing import Any
 import pytest
 
 from limbeck import Client
-from limbeck.errors import LimbeckError
 from models.settings import Settings
 from tests.conftest import PostgreSQL
 from tests.factories import tiny_rows, tiny_teacher
-from tests.servers import Valkey, leashed, wait_until
-
-ROOT = Path(__file__).parents[2]
-
-
-def _admin(environment: dict[str, str], *arguments: str) -> None:
-    subprocess.run(
-        [sys.executable, "-P", "-m", "app.admin", *arguments],
-        env=environment,
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+from tests.processes import processes
+from tests.servers import Valkey, wait_until
 
 
 @pytest.fixture(
@@ -42,57 +26,20 @@ def _admin(environment: dict[str, str], *arguments: str) -> None:
         pytest.param("postgresql, valkey", marks=[pytest.mark.postgres, pytest.mark.valkey]),
     ]
 )
-def client(request: pytest.FixtureRequest, settings: Settings, tmp_path: Path) -> Iterator[Client]:
-    """A client of an API process and a worker process, as `limbeck up` and docker-compose.yml start them."""
+def client(request: pytest.FixtureRequest, settings: Settings) -> Iterator[Client]:
     database, broker = request.param.split(", ")
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(ROOT),
-        "LIMBECK_DATA_DIR": str(settings.data_dir),
-        "LIMBECK_LEASE_TTL": "6",
-        "LIMBECK_SWEEP_INTERVAL": "1",
-        "LIMBECK_DEVICE": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-    }
+    urls = {}
     if broker == "valkey":
         valkey: Valkey = request.getfixturevalue("valkey")
-        environment["LIMBECK_BROKER_URL"] = valkey.url
+        urls["broker_url"] = valkey.url
     if database == "postgresql":
         server: PostgreSQL = request.getfixturevalue("postgresql")
         name = f"t_{uuid.uuid4().hex[:16]}"
         server.run(f"CREATE DATABASE {name}")
-        environment["LIMBECK_DATABASE_URL"] = server.url(name)
+        urls["database_url"] = server.url(name)
     tiny_teacher(settings.models_folder / "tiny")
-    _admin(environment, "migrate")
-    _admin(environment, "first-key")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    commands = {
-        "api": ["app.main", "--host", "127.0.0.1", "--port", str(port)],
-        "worker": ["worker.main"],
-    }
-    running = []
-    for name_, (module, *rest) in commands.items():
-        with (tmp_path / f"{name_}.log").open("wb") as log:
-            command = leashed(sys.executable, "-P", "-m", module, *rest)
-            running.append(subprocess.Popen(command, env=environment, stderr=log, stdin=subprocess.DEVNULL))
-    secret = (settings.data_dir / "admin.key").read_text("utf-8").strip()
-    with Client(f"http://127.0.0.1:{port}", secret) as client:
-
-        def ready() -> bool:
-            try:
-                return bool(client.workers())
-            except LimbeckError:
-                return False
-
-        wait_until(ready, 60)
+    with processes(settings, **urls) as client:
         yield client
-    for process in running:
-        process.terminate()
-    for process in running:
-        assert process.wait(30) == 0
 
 
 def _spec(dataset: str) -> dict[str, Any]:
