@@ -569,6 +569,8 @@ def _limits_of_this_version(spec: JobSpec) -> list[Problem]:
         found.append(Problem("/teachers/1", "an ensemble of teachers is not available in this version", later))
     if spec.stages is not None and len(spec.stages) > 1:
         found.append(Problem("/stages/1", "a chain of stages is not available in this version", later))
+    if spec.resources.gpus > 1:
+        found.append(Problem("/resources/gpus", "one job on several GPUs is not available in this version", later))
     return found
 
 

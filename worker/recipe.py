@@ -10,11 +10,8 @@
 Knows no database, queue or web: it has an `Assignment`, tells a `Report`, and returns a folder.
 """
 
-import hashlib
 import json
-import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +31,7 @@ from models.errors import JobFailure
 from models.runtime import FILES, Precision, Runtime
 from models.specs import HardLabels, LocalTeacher, Objective, Phase, ResolvedSpec, TextClassification
 from worker import evaluation, export
+from worker.cache import HostCache
 from worker.checkpoints import Checkpoints
 from worker.data import Encoded
 from worker.protocol import Assignment, PhaseName, Report, Stopped
@@ -87,6 +85,7 @@ class Run:
     data: Data
     accelerator: Accelerator
     checkpoints: Checkpoints
+    cache: HostCache
     deadline: float | None
     counters: Counters = field(default_factory=Counters)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -170,6 +169,7 @@ def _preflight(assignment: Assignment, report: Report) -> tuple[Run, OpenTeacher
                 unit=path.parent.name,
             ),
         ),
+        HostCache(assignment.cache, assignment.cache_bytes),
         None if spec.max_seconds is None else time.monotonic() + spec.max_seconds,
     )
     for code, message in data.warnings:
@@ -239,19 +239,22 @@ def _teach(run: Run, teacher: OpenTeacher) -> Teaching:
     fine_tune = _local_teacher(run.spec).fine_tune
     identity = teacher.identity
     if fine_tune is not None:
-        key = _key(
-            "teacher", teacher.identity, fine_tune.model_dump(), run.data.hashes, run.task.model_dump(), run.spec.seed
+        folder = run.cache.folder(
+            "teachers",
+            teacher.identity,
+            fine_tune.model_dump(),
+            run.data.hashes,
+            run.task.model_dump(),
+            run.spec.seed,
         )
-        folder = _cache_folder(run, "teachers", key)
         if (folder / "config.json").exists():
-            _touch(folder)
             run.report.event("teacher_from_cache", "This teacher was fine-tuned before, on the same rows.")
             teacher = open_teacher(
                 folder, run.data.labels, fine_tune=False, seed=run.spec.seed, max_length=run.task.max_length
             )
         else:
             _fine_tune(run, teacher, Phase(objectives=[HardLabels(kind="hard_labels")], schedule=fine_tune))
-            with _new_folder(folder) as partial:
+            with run.cache.new(folder) as partial:
                 export.write_student(
                     partial,
                     teacher.network,
@@ -362,8 +365,8 @@ def _distil(run: Run, teaching: Teaching) -> tuple[Student, Student, Student | N
     if not wants_control:
         return untrained, distilled, None
     control = _copy(untrained)
-    key = _key(
-        "control",
+    folder = run.cache.folder(
+        "controls",
         fingerprint_of(untrained.network, untrained.tokenizer),
         [phase.schedule.model_dump() for phase in run.spec.stages[0].phases],
         steps,
@@ -371,10 +374,8 @@ def _distil(run: Run, teaching: Teaching) -> tuple[Student, Student, Student | N
         run.task.model_dump(),
         run.spec.seed,
     )
-    folder = _cache_folder(run, "controls", key)
     known = Checkpoints(folder).finished("control") if folder.exists() else None
     if known is not None:
-        _touch(folder)
         control.network.load_state_dict(known.tensors)
         run.report.event("control_from_cache", "This control was trained before, on the same rows.")
         return untrained, distilled, control
@@ -384,7 +385,7 @@ def _distil(run: Run, teaching: Teaching) -> tuple[Student, Student, Student | N
         run.counters.control_training_steps += _train_arm(
             run, control, twin, number, "control", teaching, arms, steps[number]
         )
-    with _new_folder(folder) as partial:
+    with run.cache.new(folder) as partial:
         Checkpoints(partial).finish("control", control.network.state_dict(), {})
     return untrained, distilled, control
 
@@ -454,11 +455,10 @@ def _export(run: Run, student: Student) -> Path:
 
 
 def _export_teacher(run: Run, teaching: Teaching) -> Path:
-    folder = _cache_folder(run, "exports", _key("export", teaching.identity, run.task.model_dump()))
+    folder = run.cache.folder("exports", teaching.identity, run.task.model_dump())
     if not folder.exists():
-        with _new_folder(folder) as partial:
+        with run.cache.new(folder) as partial:
             _write_onnx(run, partial, teaching.teacher.network, teaching.teacher.tokenizer)
-    _touch(folder)
     return folder
 
 
@@ -609,35 +609,3 @@ def _publish(
         teacher={"reference": _local_teacher(run.spec).model, "identity": teaching.identity},
         disagreements=differing,
     )
-
-
-# --- the host's cache -------------------------------------------------------------------------------------------------
-
-
-def _key(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
-
-
-def _cache_folder(run: Run, kind: str, key: str) -> Path:
-    return run.assignment.cache / kind / key
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """A folder that appears under its name whole or not at all; if another job was faster, its folder stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
-    try:
-        yield partial
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.exists():
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def _touch(folder: Path) -> None:
-    """Used now: what was used least recently is evicted first."""
-    os.utime(folder)

@@ -1,0 +1,137 @@
+"""The job spec: what is accepted, what it resolves to, and every problem with its place."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.errors import Invalid
+from models.specs import JobSpec, ResolvedSpec, parse_job, resolve
+
+LEAST: dict[str, Any] = {
+    "task": {"kind": "text-classification", "text": "text", "label": "label"},
+    "dataset": {"id": "ds_1"},
+    "teachers": [{"kind": "local", "model": "package:somebody/model"}],
+    "student": {"kind": "from_teacher", "layers": 2},
+}
+
+
+def resolved(document: dict[str, Any]) -> ResolvedSpec:
+    return resolve(parse_job(document))
+
+
+def found(document: Any) -> list[tuple[str, str]]:
+    with pytest.raises(Invalid) as caught:
+        parse_job(document)
+    return [(problem.pointer, problem.code) for problem in caught.value.problems]
+
+
+class TestResolving:
+    def test_four_fields_are_enough(self) -> None:
+        spec = resolved(LEAST)
+        assert [objective.kind for objective in spec.stages[0].phases[0].objectives] == ["soft_targets", "hard_labels"]
+        assert (spec.seed, spec.control, spec.export.precision, spec.resources.device) == (0, True, "auto", "auto")
+
+    def test_short_forms_say_the_same(self) -> None:
+        student = LEAST["student"]
+        rest = {name: value for name, value in LEAST.items() if name != "student"}
+        objectives = [
+            {"kind": "soft_targets", "temperature": 3, "weight": 0.25},
+            {"kind": "hard_labels", "weight": 0.75},
+        ]
+        schedule = {"epochs": 5}
+        method = {"preset": "hinton", "temperature": 3, "alpha": 0.25}
+        documents = [
+            {**LEAST, "method": method, "schedule": schedule},
+            {**LEAST, "objectives": objectives, "schedule": schedule},
+            {**LEAST, "phases": [{"objectives": objectives, "schedule": schedule}]},
+            {**rest, "stages": [{"student": student, "method": method, "schedule": schedule}]},
+            {**rest, "stages": [{"student": student, "phases": [{"objectives": objectives, "schedule": schedule}]}]},
+        ]
+        first, *others = [resolved(document).model_dump() for document in documents]
+        assert all(other == first for other in others)
+
+    @given(
+        temperature=st.floats(0.01, 1000),
+        alpha=st.floats(0, 1),
+        epochs=st.integers(1, 1000),
+        layers=st.none() | st.integers(1, 96) | st.lists(st.integers(0, 95), min_size=1, unique=True).map(sorted),
+    )
+    def test_what_is_stored_is_what_was_resolved(
+        self, temperature: float, alpha: float, epochs: int, layers: int | list[int] | None
+    ) -> None:
+        spec = resolved(
+            {
+                **LEAST,
+                "student": {"kind": "from_teacher", "layers": layers},
+                "method": {"preset": "hinton", "temperature": temperature, "alpha": alpha},
+                "schedule": {"epochs": epochs},
+            }
+        )
+        assert ResolvedSpec.model_validate_json(spec.model_dump_json()) == spec
+        weights = [getattr(objective, "weight", 0.0) for objective in spec.stages[0].phases[0].objectives]
+        assert sum(weights) == pytest.approx(1)
+
+
+class TestProblems:
+    def test_all_at_once(self) -> None:
+        assert found({}) == [("/task", "missing"), ("/dataset", "missing"), ("/teachers", "missing")]
+
+    def test_not_an_object(self) -> None:
+        assert found([]) == [("", "invalid")]
+
+    @pytest.mark.parametrize(
+        ("change", "problem"),
+        [
+            ({"task": {"text": "text"}}, ("/task/kind", "missing")),
+            ({"task": {**LEAST["task"], "max_length": 4}}, ("/task/max_length", "invalid")),
+            ({"task": {**LEAST["task"], "multi_label": True}}, ("/task/multi_label", "not_available_yet")),
+            ({"task": {"kind": "question-answering"}}, ("/task", "not_available_yet")),
+            ({"task": {"kind": "poetry"}}, ("/task", "unknown_kind")),
+            ({"dataset": {"train": "a", "test": "b"}}, ("/dataset/validation", "missing")),
+            ({"teachers": []}, ("/teachers", "invalid")),
+            ({"teachers": [{"kind": "local", "model": "../x"}]}, ("/teachers/0/model", "bad_reference")),
+            ({"teachers": [{"kind": "api", "url": "x"}]}, ("/teachers/0", "not_available_yet")),
+            ({"teachers": [*LEAST["teachers"]] * 2}, ("/teachers/1", "not_available_yet")),
+            ({"student": {"kind": "from_teacher", "layers": [2, 1]}}, ("/student/layers", "impossible_layers")),
+            ({"student": {"kind": "fresh", "hidden_size": 10, "heads": 3}}, ("/student", "impossible_student")),
+            ({"student": {"kind": "from_teacher", "heads": 2}}, ("/student/heads", "not_available_yet")),
+            ({"student": None}, ("/student", "missing")),
+            ({"method": "minilm"}, ("/method", "not_available_yet")),
+            ({"objectives": [{"kind": "hard_labels", "weight": 0}]}, ("/objectives", "no_weight")),
+            (
+                {"objectives": [{"kind": "soft_targets", "divergence": "jsd"}]},
+                ("/objectives/0/divergence", "not_available_yet"),
+            ),
+            ({"method": "hinton", "objectives": [{"kind": "hard_labels"}]}, ("/objectives", "ambiguous")),
+            ({"stages": [{"student": LEAST["student"]}]}, ("/student", "ambiguous")),
+            ({"promote": {"deployment": "Not OK"}}, ("/promote/deployment", "invalid")),
+            (
+                {"promote": {"deployment": "ok", "gate": {"max_bytes": 5}}},
+                ("/promote/gate/max_bytes", "not_available_yet"),
+            ),
+            ({"resources": {"gpus": 2}}, ("/resources/gpus", "not_available_yet")),
+            ({"webhook": {"url": "https://example.org"}}, ("/webhook", "not_available_yet")),
+            ({"schedule": {"learning_rate": float("nan")}}, ("/schedule/learning_rate", "invalid")),
+            ({"a/b~c": 1}, ("/a~1b~0c", "unknown_field")),
+        ],
+    )
+    def test_one(self, change: dict[str, Any], problem: tuple[str, str]) -> None:
+        assert problem in found({**LEAST, **change})
+
+    def test_one_problem_names_its_place(self) -> None:
+        with pytest.raises(Invalid) as caught:
+            parse_job({**LEAST, "webhook": 1})
+        assert caught.value.code == "not_available_yet"
+        assert caught.value.message.startswith("/webhook: ")
+
+    @given(
+        st.recursive(
+            st.none() | st.booleans() | st.integers() | st.text(),
+            lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(sorted(JobSpec.model_fields)), inner),
+        )
+    )
+    def test_nonsense_is_never_anything_but_invalid(self, document: Any) -> None:
+        with pytest.raises(Invalid):
+            parse_job(document)
