@@ -4,6 +4,7 @@ A session is one transaction. It is opened with `scope="function"`, and so commi
 what a caller was told has happened. Async routes (predict, long-polls, event streams) hold no session.
 """
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -14,6 +15,7 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from models.artifacts import Store
 from models.database import Database
+from models.errors import Invalid
 from models.queue import Doorbell
 from models.settings import Settings
 
@@ -36,6 +38,16 @@ def store(request: Request) -> Store:
 def doorbell(request: Request) -> Doorbell:
     found: Doorbell = request.app.state.doorbell
     return found
+
+
+def json_of(body: bytes) -> Any:
+    """A body that a route reads by itself. Raises `Invalid` (code `invalid_json`)."""
+    try:
+        return json.loads(body)
+    except RecursionError:
+        raise Invalid("the body is nested too deeply", code="invalid_json") from None
+    except ValueError as error:
+        raise Invalid("the body is not JSON", code="invalid_json") from error
 
 
 def open_reading(request: Request) -> Iterator[Session]:
@@ -83,4 +95,3 @@ SettingsHere = Annotated[Settings, Depends(settings)]
 StoreHere = Annotated[Store, Depends(store)]
 DatabaseHere = Annotated[Database, Depends(database)]
 DoorbellHere = Annotated[Doorbell, Depends(doorbell)]
-Document = dict[str, Any]

@@ -174,6 +174,9 @@ def _told(error: Exception) -> tuple[int, LimbeckError, dict[str, str]]:
             return _BY_CODE.get(error.code, STATUSES[kind]), error, headers
         case RequestValidationError():
             return 422, Invalid.of([_problem(detail) for detail in error.errors()]), {}
+        case HTTPException(status_code=400):
+            # A body that FastAPI could not read: broken in a way that its own JSON error does not know.
+            return 422, Invalid("the body is not JSON that can be read", code="invalid_json"), {}
         case HTTPException():
             return error.status_code, _of_status(error.status_code, error.detail), dict(error.headers or {})
         case database_errors.IntegrityError():
@@ -196,8 +199,6 @@ def _of_status(status: int, detail: str) -> LimbeckError:
             return Invalid("this address does not answer this method", code="method_not_allowed")
         case 413:
             return TooLarge("the body is larger than this address takes")
-        case 400:
-            return Invalid("the body cannot be read", code="unreadable_body")
         case 501:
             return NotAvailableYet(detail)
         case _:

@@ -5,8 +5,6 @@
 import asyncio
 import contextlib
 import ipaddress
-import logging
-import os
 import signal
 import socket
 import sys
@@ -42,10 +40,11 @@ from app.routes import (
 from app.security import Guard, Keys, Rules
 from app.serving.batching import Pool
 from app.serving.shelf import Pointer, Shelf
-from models import lifecycle
+from models import lifecycle, logs
 from models.artifacts import Store
 from models.database import Database
 from models.errors import LimbeckError, Missing
+from models.host import cores
 from models.queue import Doorbell
 from models.runtime import Runtime
 from models.settings import Settings
@@ -117,7 +116,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     database: Database = state.database
     state.store = store = Store(settings.artifacts, settings.cache_folder / "artifacts")
     state.doorbell = doorbell = Doorbell(settings)
-    state.pool = pool = Pool(_cores(), settings.predict_queue)
+    state.pool = pool = Pool(cores(), settings.predict_queue)
     state.shelf = shelf = Shelf(
         lambda student_id: _open_student(database, store, student_id),
         lambda: _pointers(database),
@@ -139,10 +138,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await asyncio.to_thread(doorbell.close)
         database.close()
         log.info("stopped")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _open_student(database: Database, store: Store, student_id: str) -> Runtime:
@@ -185,7 +180,7 @@ class Serve(BaseSettings):
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve until SIGTERM or SIGINT: waiting polls are answered, requests finish, then everything is closed."""
-    configure_logging()
+    logs.configure()
     where = CliApp.run(Serve, cli_args=sys.argv[1:] if arguments is None else arguments)
     settings = Settings()
     app = create_app(settings)
@@ -228,38 +223,6 @@ async def _serve(server: uvicorn.Server, app: FastAPI) -> None:
         watching.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watching
-
-
-def configure_logging() -> None:
-    """Every line on standard error is a JSON object: ours, and those of the libraries."""
-    shared: list[structlog.types.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(
-        structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
-            processors=[
-                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                structlog.processors.JSONRenderer(),
-            ],
-        )
-    )
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(logging.INFO)
-    logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
-    logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def _is_loopback(host: str) -> bool:

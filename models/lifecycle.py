@@ -134,7 +134,7 @@ def submit(
     """A new job in the queue, or the one that this `idempotency_key` made before; and whether it is new.
 
     Raises `Invalid` (with every problem), `Conflict` (`idempotency_key_reused`, `idempotency_key_used`) and
-    `Overloaded` (`queue_full`). Two calls with one new key may meet on PostgreSQL: the second has an IntegrityError.
+    `Overloaded` (`queue_full`). Of two calls that bring one new key at once, the second waits for the first.
     """
     if idempotency_key is not None:
         known = session.get(IdempotencyKey, (owner, idempotency_key))
@@ -164,10 +164,18 @@ def submit(
         estimates=estimates,
         waiting_reason=_waiting_reason(session, device),
     )
+    if idempotency_key is not None:
+        row = {"owner": owner, "key": idempotency_key, "body_sha256": body_sha256, "job_id": job.id}
+        mine = session.execute(
+            _insert(session, IdempotencyKey)
+            .values(**row, created_at=utc_now())
+            .on_conflict_do_nothing()
+            .returning(IdempotencyKey.job_id)
+        ).one_or_none()
+        if mine is None:
+            return _same_job(session, session.get_one(IdempotencyKey, (owner, idempotency_key)), body_sha256), False
     session.add(job)
     session.flush()
-    if idempotency_key is not None:
-        session.add(IdempotencyKey(owner=owner, key=idempotency_key, body_sha256=body_sha256, job_id=job.id))
     _tell(session, job.id, 0, "queued", f"Waiting for a {device.upper()} worker.", {"device": device})
     session.flush()
     return job, True
@@ -636,7 +644,7 @@ def _upsert(session: Session, job_id: str, attempt: int, metrics: Sequence[Point
         )
 
 
-def _insert(session: Session, table: type[Metric] | type[Worker]) -> Any:
+def _insert(session: Session, table: type[Metric] | type[Worker] | type[IdempotencyKey]) -> Any:
     """The dialect's own INSERT, which has ON CONFLICT."""
     dialect = session.get_bind().dialect.name
     return (postgresql if dialect == "postgresql" else sqlite).insert(table.__table__)

@@ -23,7 +23,6 @@ _RETRY_EVERY = 1.0
 _PATIENCE = 2.0
 
 State = Literal["ok", "unreachable", "none"]
-_PROBE_EVERY = 1.0
 
 
 def queue_name(device: str) -> str:

@@ -83,7 +83,6 @@ def _reference(text: str) -> str:
         raise PydanticCustomError("bad_reference", "{message}", {"message": error.message}) from error
 
 
-ModelReference = Annotated[str, Field(max_length=320), BeforeValidator(lambda value: value), Field(min_length=3)]
 Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
 Share = Annotated[float, Field(gt=0, lt=1, allow_inf_nan=False)]
 Rows = Annotated[int, Field(ge=1)]

@@ -5,8 +5,6 @@ by `models.runtime`, as it will in production. N test rows, C labels; prediction
 rows choose nothing but the precision that is served. This module trains nothing and writes no files.
 """
 
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +19,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import precision_recall_fscore_support
 
 from models.gates import Bounds, decide, unseen_rate
+from models.host import cores, processor
 from models.runtime import Precision, Runtime
 from models.specs import GateSpec
 from worker.tasks import text_classification
@@ -170,11 +169,6 @@ class Measured:
     def predictions(self) -> Labels:
         predictions: Labels = self.logits.argmax(axis=1)
         return predictions
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def measure(
@@ -328,19 +322,31 @@ def _precision(measured: Measured, fp32: Measured, targets: Labels) -> dict[str,
 
 
 def compare(
-    targets: Labels, *, teacher: Labels, distilled: Labels, control: Labels | None, confidence: float, seed: int = 0
+    targets: Labels,
+    *,
+    teacher: Labels,
+    distilled: Labels,
+    control: Labels | None,
+    distilled_as_control: Labels | None = None,
+    confidence: float,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """The paired comparisons of three sets of predictions, as served: what was lost, and what distillation gained."""
+    """The paired comparisons of predictions (N,): what was lost, and what distillation gained.
+
+    `distilled` is as served, perhaps int8. `distilled_as_control` is at the control's precision: what rounding costs
+    must not be counted against distillation. None: they are the same.
+    """
     right = distilled == targets
+    alike = right if distilled_as_control is None else distilled_as_control == targets
     drop = paired_drop(teacher == targets, right, confidence=confidence, seed=seed)
-    gain = None if control is None else paired_drop(right, control == targets, confidence=confidence, seed=seed)
+    gain = None if control is None else paired_drop(alike, control == targets, confidence=confidence, seed=seed)
     return {
         "confidence": confidence,
         "drop": drop.as_json(),
         "gain_over_control": gain and gain.as_json(),
         "mcnemar_p": {
             "distilled_against_teacher": mcnemar(right, teacher == targets),
-            "distilled_against_control": None if control is None else mcnemar(right, control == targets),
+            "distilled_against_control": None if control is None else mcnemar(alike, control == targets),
         },
     }
 
@@ -397,7 +403,7 @@ def report(
         "counters": dict(counters),
         "seconds": dict(seconds),
         "warnings": [{"code": code, "message": message} for code, message in warnings],
-        "host": {"cpu": _processor(), "cores": cores(), "device": device},
+        "host": {"cpu": processor(), "cores": cores(), "device": device},
     }
     if gate is not None:
         document["gate"] = decide(gate, Bounds.of_report(document)).as_json()
@@ -446,13 +452,3 @@ def _signed(share: float) -> str:
     """A difference of shares in points; 0 has no sign."""
     text = f"{100 * share:+.1f}"
     return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", "−")
-
-
-def _processor() -> str:
-    """The processor's name, as people write it, else its architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -6,9 +6,7 @@ expired leases, rings for jobs that nobody took, and says that this worker lives
 a checkpoint for the running ones, exit 0.
 """
 
-import logging
 import os
-import platform
 import shutil
 import signal
 import socket
@@ -23,10 +21,11 @@ import structlog
 from celery import signals
 from sqlalchemy.exc import SQLAlchemyError
 
-from models import lifecycle
+from models import lifecycle, logs
 from models.artifacts import Store
 from models.database import Database
 from models.errors import LimbeckError
+from models.host import processor
 from models.queue import TASK, Doorbell, celery_app, queue_name
 from models.settings import Settings
 from models.tables import new_id
@@ -42,7 +41,7 @@ log = structlog.get_logger("limbeck.worker")
 
 
 def main() -> int:
-    configure_logging()
+    logs.configure()
     settings = Settings()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database)
@@ -60,7 +59,7 @@ def main() -> int:
     )
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: supervisor.draining.set())  # Celery puts its own in their place
-    device_name = next(iter(gpus.values()), "") or _cpu_name()
+    device_name = next(iter(gpus.values()), "") or processor()
     sweeping = threading.Thread(target=_sweep, args=(supervisor, doorbell, device_name), name="sweep", daemon=True)
     sweeping.start()
     log.info(
@@ -109,15 +108,6 @@ def _visible(gpus: dict[str, str]) -> list[str]:
     """Those that the operator lets this worker see; slots are spread over them."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return list(gpus) if visible is None else [part.strip() for part in visible.split(",") if part.strip()]
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(names, "") or platform.processor() or platform.machine()
 
 
 # --- serving ----------------------------------------------------------------------------------------------------------
@@ -222,36 +212,6 @@ def _say_goodbye(supervisor: Supervisor) -> None:
             lifecycle.worker_left(session, supervisor.worker_id)
     except SQLAlchemyError as error:
         log.warning("goodbye_not_stored", error=type(error).__name__)
-
-
-# --- logs -------------------------------------------------------------------------------------------------------------
-
-
-def configure_logging() -> None:
-    """Every line on standard error is a JSON object: ours, and the warnings of the libraries."""
-    shared: list[structlog.types.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        wrapper_class=structlog.stdlib.BoundLogger,
-        cache_logger_on_first_use=True,
-    )
-    renderers: list[structlog.types.Processor] = [
-        structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-        structlog.processors.JSONRenderer(),
-    ]
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=renderers))
-    logging.basicConfig(handlers=[handler], level=logging.WARNING)
-    logging.captureWarnings(capture=True)
-    for ours in ("limbeck", "models", "worker"):
-        logging.getLogger(ours).setLevel(logging.INFO)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ from worker.teachers import OpenTeacher, find_folder, open_teacher
 from worker.training import TrainingSet, make_accelerator, predict_logits, train
 
 _SPLITS = ("train", "validation", "test")
+_LATENCY = "latency.json"
 _SHARES: Mapping[str, tuple[float, float]] = {
     "preflight": (0.0, 0.02),
     "teach": (0.02, 0.40),
@@ -91,11 +92,21 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
     warnings: list[tuple[str, str]] = field(default_factory=list)
     phase: PhaseName = "preflight"
+    tokenized: dict[tuple[int, str], tuple[Any, Encoded]] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
     @property
     def spec(self) -> ResolvedSpec:
         return self.assignment.spec
+
+    def encoded(self, tokenizer: Any, split: str) -> Encoded:
+        """A split as this tokenizer cuts it. All arms of a student share one tokenizer, and the work is done once."""
+        key = (id(tokenizer), split)
+        if key not in self.tokenized:
+            # The tokenizer is kept too: an id may be given again to another object once its own is gone.
+            texts = getattr(self.data, split).texts
+            self.tokenized[key] = tokenizer, self.kind.encode(tokenizer, texts, self.task.max_length)
+        return self.tokenized[key][1]
 
     @contextmanager
     def in_phase(self, phase: PhaseName) -> Iterator[None]:
@@ -270,7 +281,7 @@ def _teach(run: Run, teacher: OpenTeacher) -> Teaching:
 
 
 def _fine_tune(run: Run, teacher: OpenTeacher, phase: Phase) -> None:
-    encoded = _encoded(run, teacher.tokenizer, "train")
+    encoded = run.encoded(teacher.tokenizer, "train")
     targets = torch.from_numpy(run.data.train.labels)
     outcome = train(
         teacher.network,
@@ -398,7 +409,7 @@ def _train_arm(
     outcome = train(
         student.network,
         TrainingSet(
-            _encoded(run, student.tokenizer, "train"),
+            run.encoded(student.tokenizer, "train"),
             torch.from_numpy(run.data.train.labels),
             torch.from_numpy(teaching.logits["train"]),
         ),
@@ -424,12 +435,8 @@ def _train_arm(
     return outcome.steps
 
 
-def _encoded(run: Run, tokenizer: Any, split: str) -> Encoded:
-    return run.kind.encode(tokenizer, getattr(run.data, split).texts, run.task.max_length)
-
-
 def _validation(run: Run, tokenizer: Any) -> Callable[[nn.Module], dict[str, float]]:
-    encoded = _encoded(run, tokenizer, "validation")
+    encoded = run.encoded(tokenizer, "validation")
     labels = run.data.validation.labels
 
     def validate(network: nn.Module) -> dict[str, float]:
@@ -450,15 +457,19 @@ def _export(run: Run, student: Student) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _write_onnx(run, folder, student.network, student.tokenizer)
+    export.quantize(folder)
     run.progress(0.6)
     return folder
 
 
 def _export_teacher(run: Run, teaching: Teaching) -> Path:
+    """The teacher's export with its latency, which is measured once on this host and kept with it."""
     folder = run.cache.folder("exports", teaching.identity, run.task.model_dump())
     if not folder.exists():
         with run.cache.new(folder) as partial:
             _write_onnx(run, partial, teaching.teacher.network, teaching.teacher.tokenizer)
+            latency = evaluation.measure_latency(Runtime.open(partial, precision="fp32"), run.data.test.texts)
+            (partial / _LATENCY).write_text(json.dumps(asdict(latency)), "utf-8")
     return folder
 
 
@@ -468,7 +479,6 @@ def _write_onnx(run: Run, folder: Path, network: nn.Module, tokenizer: Any) -> N
         folder, network, tokenizer, task=run.task.kind, labels=run.data.labels, max_length=run.task.max_length
     )
     export.to_onnx(network, folder, max_length=run.task.max_length)
-    export.quantize(folder)
     export.check(network, tokenizer, folder, run.data.test.texts[:64])
 
 
@@ -497,7 +507,7 @@ def _evaluate(
 
     def answers(student: Student) -> NDArray[np.float32]:
         run.check_stop()
-        encoded = _encoded(run, student.tokenizer, "test")
+        encoded = run.encoded(student.tokenizer, "test")
         found: NDArray[np.float32] = predict_logits(student.network, encoded, device=run.accelerator.device).numpy()
         return found
 
@@ -512,7 +522,7 @@ def _evaluate(
     confidence = spec.promote.gate.confidence if spec.promote is not None else evaluation.CONFIDENCE
     arms = {
         "teacher": evaluation.arm(
-            {"fp32": _measured_teacher(run, teacher_folder, teacher_logits)},
+            {"fp32": _measured_teacher(teacher_folder, teacher_logits)},
             test.labels,
             run.data.labels,
             served="fp32",
@@ -535,6 +545,7 @@ def _evaluate(
         test.labels,
         teacher=teacher_logits.argmax(axis=1),
         distilled=measured[choice.served].predictions,
+        distilled_as_control=measured["fp32"].predictions,
         control=None if control_logits is None else control_logits.argmax(axis=1),
         confidence=confidence,
         seed=spec.seed,
@@ -565,19 +576,8 @@ def _evaluate(
     return document, differing
 
 
-def _measured_teacher(run: Run, folder: Path, logits: NDArray[np.float32]) -> evaluation.Measured:
-    """The teacher's latency is measured once on this host and kept beside its export; its logits are known."""
-    kept = folder / "latency.json"
-    if kept.exists():
-        latency = evaluation.Latency(**json.loads(kept.read_text("utf-8")))
-    else:
-        measured = evaluation.measure_latency(Runtime.open(folder, precision="fp32"), run.data.test.texts)
-        if measured is None:
-            raise JobFailure(
-                "there are no test rows to time the teacher on", code="too_few_rows", pointer="/dataset/test"
-            )
-        latency = measured
-        kept.write_text(json.dumps(asdict(latency)), "utf-8")
+def _measured_teacher(folder: Path, logits: NDArray[np.float32]) -> evaluation.Measured:
+    latency = evaluation.Latency(**json.loads((folder / _LATENCY).read_text("utf-8")))
     return evaluation.Measured(logits, (folder / FILES["fp32"]).stat().st_size, latency)
 
 

@@ -15,7 +15,6 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response, status
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
@@ -64,33 +63,25 @@ def create_job(
     estimates = estimate(spec, resolved, settings.models_folder)
     digest = hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
-    def submit() -> tuple[Job, bool]:
-        with database.writing() as session:
-            try:
-                submitted = lifecycle.submit(
-                    session,
-                    owner=who.owner,
-                    spec=spec,
-                    resolved=resolved,
-                    document=document,
-                    estimates=estimates.found,
-                    idempotency_key=idempotency_key,
-                    body_sha256=digest,
-                    max_queued=settings.max_queued_jobs,
-                )
-            except Invalid as error:
-                if not error.problems:
-                    raise
-                raise Invalid.of([*estimates.problems, *error.problems]) from error
-            if estimates.problems:
-                raise Invalid.of(estimates.problems)  # which rolls back
-            return submitted
-
-    try:
-        job, created = submit()
-    except IntegrityError:
-        # Two requests with one new key met, as PostgreSQL lets them. The other has committed, and now its job is found.
-        job, created = submit()
+    with database.writing() as session:
+        try:
+            job, created = lifecycle.submit(
+                session,
+                owner=who.owner,
+                spec=spec,
+                resolved=resolved,
+                document=document,
+                estimates=estimates.found,
+                idempotency_key=idempotency_key,
+                body_sha256=digest,
+                max_queued=settings.max_queued_jobs,
+            )
+        except Invalid as error:
+            if not error.problems:
+                raise
+            raise Invalid.of([*estimates.problems, *error.problems]) from error
+        if estimates.problems:
+            raise Invalid.of(estimates.problems)  # which rolls back
     if created:
         doorbell.ring(job.id, job.device)
     response.headers["Location"] = f"/jobs/{job.id}"

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from app import views
+from app.dependencies import json_of
 from app.security import Caller, Principal, needs
 from app.serving.batching import Answer, CallerLeft, Pool
 from app.serving.shelf import Shelf
@@ -95,12 +96,7 @@ async def _answer(request: Request, who: Principal, name: str) -> Response:
 
 def read(body: bytes, settings: Settings) -> tuple[list[str], Parameters]:
     """The texts and the parameters of a body. Raises `Invalid` with every problem at once."""
-    try:
-        document = json.loads(body)
-    except RecursionError:
-        raise Invalid("the body is nested too deeply", code="invalid_json") from None
-    except ValueError as error:
-        raise Invalid("the body is not JSON", code="invalid_json") from error
+    document = json_of(body)
     if not isinstance(document, dict):
         raise Invalid.of([Problem("", 'is not an object such as {"inputs": "a text"}', "invalid")])
     found = [

@@ -4,7 +4,6 @@ A form's files are spooled to the disk as they arrive and gone when the request 
 holds a session while a file is read: SQLite has one writer, and a large upload would keep everyone else waiting.
 """
 
-import json
 import shutil
 import tempfile
 import time
@@ -22,6 +21,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from app.dependencies import json_of
 from app.dependencies import settings as settings_of
 from app.uploads.disk import on_disk
 from models.artifacts import Store
@@ -106,12 +106,7 @@ async def _read_json(request: Request) -> dict[str, Any]:
         body += chunk
         if len(body) > limit:
             raise TooLarge(f"a JSON body may have {limit:,} bytes")
-    try:
-        document = json.loads(body)
-    except RecursionError:
-        raise Invalid("the body is nested too deeply", code="invalid_json") from None
-    except ValueError as error:
-        raise Invalid("the body is not JSON", code="invalid_json") from error
+    document = json_of(bytes(body))
     if not isinstance(document, dict):
         raise Invalid("the body is not a JSON object", code="invalid_json")
     return document

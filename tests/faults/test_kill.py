@@ -14,7 +14,6 @@ import psutil
 import pytest
 from sqlalchemy import func, select
 
-from models import lifecycle, specs
 from models.artifacts import Store, sha256
 from models.database import Database
 from models.queue import Doorbell
@@ -22,6 +21,7 @@ from models.settings import Settings
 from models.tables import Dataset, Event, Job, Metric, Student, Worker, new_id
 from tests.factories import tiny_dataset, tiny_teacher
 from tests.servers import Valkey, leashed, wait_until
+from tests.submitting import submit
 
 ROOT = Path(__file__).parents[2]
 
@@ -88,20 +88,7 @@ class Fleet:
             "schedule": schedule,
             "control": False,
         }
-        spec = specs.parse_job(body)
-        with self.database.writing() as session:
-            job, _ = lifecycle.submit(
-                session,
-                owner="default",
-                spec=spec,
-                resolved=specs.resolve(spec),
-                document=body,
-                estimates=None,
-                idempotency_key=None,
-                body_sha256="",
-                max_queued=100,
-            )
-            return job.id
+        return submit(self.database, body)
 
     def job(self, job_id: str) -> Job:
         with self.database.reading() as session:

@@ -332,6 +332,23 @@ class TestReport:
         assert untrained["precisions"]["fp32"]["p50_ms"] is None
 
 
+def test_what_rounding_costs_is_not_held_against_distillation() -> None:
+    targets = np.zeros(1000, np.int64)
+    as_trained = np.repeat([0, 1], [900, 100])
+    rounded = np.repeat([0, 1], [800, 200])
+    control = np.repeat([0, 1], [850, 150])
+    compared = evaluation.compare(
+        targets,
+        teacher=as_trained,
+        distilled=rounded,
+        distilled_as_control=as_trained,
+        control=control,
+        confidence=0.95,
+    )
+    assert compared["drop"]["value"] == pytest.approx(0.1)
+    assert compared["gain_over_control"]["value"] == pytest.approx(0.05)
+
+
 class TestVerdict:
     def test_distillation_that_helped(self) -> None:
         verdict = a_report(teacher=1800, distilled=1760, control=1700)["verdict"]

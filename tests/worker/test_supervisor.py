@@ -12,12 +12,13 @@ import psutil
 import pytest
 from sqlalchemy import func, select, text, update
 
-from models import lifecycle, specs
+from models import lifecycle
 from models.artifacts import Manifest, Store, sha256
 from models.database import Database
 from models.settings import Settings
 from models.tables import Dataset, Deployment, Event, Job, Metric, Student, new_id
 from tests.servers import wait_until
+from tests.submitting import submit
 from worker import supervisor as supervisor_module
 from worker.supervisor import Supervisor
 
@@ -67,20 +68,7 @@ class World:
             "student": {"kind": "from_teacher", "layers": 1},
             **more,
         }
-        spec = specs.parse_job(body)
-        with self.database.writing() as session:
-            job, _ = lifecycle.submit(
-                session,
-                owner="default",
-                spec=spec,
-                resolved=specs.resolve(spec),
-                document=body,
-                estimates=None,
-                idempotency_key=None,
-                body_sha256="",
-                max_queued=100,
-            )
-            return job.id
+        return submit(self.database, body)
 
     def job(self, job_id: str) -> Job:
         with self.database.reading() as session:
