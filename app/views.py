@@ -44,7 +44,11 @@ class Dataset(View):
     status: str
     source: str | None
     columns: list[Json]
-    """`{"name", "type", "nulls", "distinct"?, "examples"}`"""
+    """`{"name", "type", "nulls", "distinct"?, "examples"}`
+
+    The type is string, integer, float, boolean, list of strings, list of numbers, or answers, which are objects
+    `{"text": [strings], "answer_start": [integers]}` as in SQuAD.
+    """
     rows: int
     bytes: int
     sha256: str
@@ -245,6 +249,42 @@ class Readiness(View):
     checks: Mapping[str, str]
 
 
+# --- answers of /predict ----------------------------------------------------------------------------------------------
+
+
 class Label(View):
     label: str
     score: float
+    """A probability, or what `function_to_apply` made of the logit; of a regression the number."""
+
+
+class Entity(View):
+    entity_group: str
+    score: float
+    word: str
+    start: int
+    """In characters."""
+    end: int
+    """Exclusive."""
+
+
+class Token(View):
+    """Instead of an entity, with `aggregation_strategy` "none"."""
+
+    entity: str
+    score: float
+    index: int
+    word: str
+    start: int
+    end: int
+
+
+class Span(View):
+    """A stretch of a context. An empty answer says that the context has none."""
+
+    answer: str
+    score: float
+    start: int
+    """In characters."""
+    end: int
+    """Exclusive."""

@@ -19,7 +19,7 @@ from app.uploads.delimited import Csv
 from app.uploads.disk import on_disk
 from app.uploads.json_lines import JsonLines
 from app.uploads.parquet import Parquet
-from app.uploads.rows import Remark, Source
+from app.uploads.rows import ANSWERS, BOOLEAN, FLOAT, INTEGER, NUMBERS, STRING, STRINGS, Remark, Source
 from app.uploads.text import Text
 from models.errors import ArtifactDamaged, Invalid, Problem
 
@@ -45,7 +45,15 @@ _PACKED = (
     (b"\xfd7zXZ\x00", "xz"),
     (b"\x28\xb5\x2f\xfd", "Zstandard"),
 )
-_TYPES = {"string": "string", "int64": "integer", "double": "float", "bool": "boolean"}
+_TYPES = {
+    STRING: "string",
+    INTEGER: "integer",
+    FLOAT: "float",
+    BOOLEAN: "boolean",
+    STRINGS: "list of strings",
+    NUMBERS: "list of numbers",
+    ANSWERS: "answers",
+}
 _ROW_GROUP_ROWS = 65_536
 _ROW_GROUP_BYTES = 32 * 1024**2
 _PAGE_BYTES = 4 * 1024**2
@@ -67,7 +75,11 @@ class Imported:
     bytes: int
     sha256: str
     columns: list[dict[str, Any]]
-    """`{"name", "type", "nulls", "distinct", "examples"}`: distinct values are counted up to 1000."""
+    """`{"name", "type", "nulls", "distinct", "examples"}`: distinct values are counted up to 1000.
+
+    The type is string, integer, float, boolean, list of strings, list of numbers, or answers: objects
+    `{"text": [strings], "answer_start": [integers]}` as in SQuAD.
+    """
     warnings: list[dict[str, str]]
 
 
@@ -117,7 +129,7 @@ def read_rows(path: Path, *, offset: int, limit: int) -> tuple[list[dict[str, An
                     if len(rows) >= limit or (rows and size > _PAGE_BYTES):
                         return rows, True
                     rows.append({name: _json_value(value) for name, value in row.items()})
-                    size += sum(len(value) for value in row.values() if isinstance(value, str | list))
+                    size += _size(row)
     except (pa.ArrowException, OSError) as error:
         raise ArtifactDamaged("the stored rows cannot be read") from error
     return rows, False
@@ -213,11 +225,11 @@ class _Column:
         self._nulls += values.null_count
         if len(self._seen) >= MOST_DISTINCT:
             return
-        # Arrow has no unique() for lists.
-        distinct = values.drop_null() if pa.types.is_list(self._kind) else pc.unique(values).drop_null()
+        # Arrow has no unique() for lists and structs.
+        distinct = values.drop_null() if pa.types.is_nested(self._kind) else pc.unique(values).drop_null()
         for scalar in distinct:
             value = scalar.as_py()
-            digest = hash(tuple(value) if isinstance(value, list) else value)
+            digest = hash(_hashable(value))
             if digest in self._seen:
                 continue
             self._seen.add(digest)
@@ -227,10 +239,9 @@ class _Column:
                 return
 
     def described(self) -> dict[str, Any]:
-        kind = _TYPES.get(str(self._kind), "list of strings")
         return {
             "name": self._name,
-            "type": kind,
+            "type": _TYPES[self._kind],
             "nulls": self._nulls,
             "distinct": len(self._seen),
             "examples": self._examples,
@@ -238,9 +249,38 @@ class _Column:
 
 
 def _example(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_cut(item) for item in value[:EXAMPLES]]
-    return _cut(value) if isinstance(value, str) else _json_value(value)
+    match value:
+        case list():
+            return [_example(item) for item in value[:EXAMPLES]]
+        case dict():
+            return {key: _example(item) for key, item in value.items()}
+        case str():
+            return _cut(value)
+        case _:
+            return _json_value(value)
+
+
+def _hashable(value: Any) -> Any:
+    match value:
+        case list():
+            return tuple(value)
+        case dict():
+            return tuple(_hashable(item) for item in value.values())
+        case _:
+            return value
+
+
+def _size(value: Any) -> int:
+    """About as many characters as the value is written in."""
+    match value:
+        case str():
+            return len(value)
+        case list():
+            return sum(_size(item) for item in value)
+        case dict():
+            return sum(_size(item) for item in value.values())
+        case _:
+            return 8
 
 
 def _cut(text: str) -> str:

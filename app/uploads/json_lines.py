@@ -1,4 +1,7 @@
-"""JSON lines. Strings, integers, floats, booleans and lists of strings stay so; integers among floats are floats."""
+"""JSON lines. Strings, integers, floats, booleans, lists of strings and answers as in SQuAD stay so.
+
+Integers among floats are floats, and so are the items of a list of numbers, be they integers or not.
+"""
 
 import json
 import math
@@ -8,17 +11,21 @@ from typing import Any, NoReturn
 import pyarrow as pa
 
 from app.uploads.rows import (
+    ANSWERS,
     BATCH_CHARACTERS,
     BATCH_ROWS,
     BOOLEAN,
+    EMPTY_LIST,
     FLOAT,
     INTEGER,
     LONGEST_CELL,
     MOST_COLUMNS,
+    NUMBERS,
     STRING,
     STRINGS,
     BadLines,
     Remark,
+    check_answers,
     check_names,
     check_rows,
     empty,
@@ -52,12 +59,13 @@ class JsonLines:
                 except ValueError as error:
                     bad.add(line, f"{named(name)} {error}")
                     continue
-                if known is None or found == known:
-                    types[name] = (found, since if known is not None else line)
-                elif {found, known} == {INTEGER, FLOAT}:
-                    types[name] = (FLOAT, since)
-                else:
+                both = found if known is None else _common(known, found)
+                if both is None:
                     bad.add(line, f"{named(name)} is {_word(found)}, and was {_word(known)} in line {since}")
+                elif known is None or (known == EMPTY_LIST and both != known):
+                    types[name] = (both, line)
+                else:
+                    types[name] = (both, since)
             if len(types) > MOST_COLUMNS:
                 raise TooLarge(f"more than {MOST_COLUMNS} columns", code="too_large")
         bad.tell()
@@ -66,7 +74,7 @@ class JsonLines:
         if not types:
             empty("no line has any field")
         check_names(list(types))
-        return pa.schema([pa.field(name, kind or STRING) for name, (kind, _) in types.items()]), rows
+        return pa.schema([pa.field(name, _settled(kind)) for name, (kind, _) in types.items()]), rows
 
     def batches(self, schema: pa.Schema) -> Iterator[pa.RecordBatch]:
         rows: list[dict[str, Any]] = []
@@ -124,8 +132,26 @@ def _json_batch(rows: Sequence[dict[str, Any]], schema: pa.Schema) -> pa.RecordB
         values: list[Any] = [row.get(column.name) for row in rows]
         if column.type == FLOAT:
             values = [None if value is None else float(value) for value in values]
+        elif column.type == NUMBERS:
+            values = [None if value is None else [float(item) for item in value] for value in values]
         columns.append(pa.array(values, column.type))
     return pa.record_batch(columns, schema=schema)
+
+
+def _common(known: pa.DataType, found: pa.DataType) -> pa.DataType | None:
+    """The type of a column that holds both; None if there is none."""
+    if found == known:
+        return known
+    if {found, known} == {INTEGER, FLOAT}:
+        return FLOAT
+    if EMPTY_LIST in (found, known):
+        other = known if found == EMPTY_LIST else found
+        return other if other in (STRINGS, NUMBERS) else None
+    return None
+
+
+def _settled(kind: pa.DataType | None) -> pa.DataType:
+    return STRING if kind is None else STRINGS if kind == EMPTY_LIST else kind
 
 
 def _json_type(value: object) -> pa.DataType:
@@ -144,14 +170,38 @@ def _json_type(value: object) -> pa.DataType:
         case str():
             _check_text(value)
             return STRING
-        case list() if all(isinstance(item, str) for item in value):
-            for item in value:
-                _check_text(item)
-            return STRINGS
         case list():
-            raise ValueError("is a list of something other than text")
+            return _list_type(value)
+        case dict():
+            check_answers(value)
+            for text in value["text"]:
+                _check_text(text)
+            return ANSWERS
         case _:
-            raise ValueError("is an object; a value is text, a number, true, false, null or a list of texts")
+            raise TypeError(type(value))  # JSON has nothing else
+
+
+def _list_type(items: list[Any]) -> pa.DataType:
+    """Raises ValueError as `_json_type` does."""
+    if not items:
+        return EMPTY_LIST
+    if all(isinstance(item, str) for item in items):
+        for item in items:
+            _check_text(item)
+        return STRINGS
+    if not all(type(item) in (int, float) for item in items):
+        raise ValueError("is a list of something other than texts, or than numbers")
+    if not all(_is_finite(item) for item in items):
+        raise ValueError("has an item that is too large for a number")
+    return NUMBERS
+
+
+def _is_finite(number: float) -> bool:
+    """Also of an integer, which may be more than a float can be."""
+    try:
+        return math.isfinite(number)
+    except OverflowError:
+        return False
 
 
 def _check_text(text: str) -> None:
@@ -167,13 +217,18 @@ def _check_text(text: str) -> None:
 
 
 def _word_of(value: object) -> str:
+    """Of a line that is no object, and whose value nobody has checked."""
     match value:
         case None:
             return "null"
         case list():
             return "a list"
+        case str():
+            return _word(STRING)
+        case bool():
+            return _word(BOOLEAN)
         case _:
-            return _word(_json_type(value))
+            return _word(FLOAT)
 
 
 def _word(kind: pa.DataType) -> str:
@@ -183,4 +238,7 @@ def _word(kind: pa.DataType) -> str:
         FLOAT: "a number",
         BOOLEAN: "true or false",
         STRINGS: "a list of texts",
+        NUMBERS: "a list of numbers",
+        EMPTY_LIST: "an empty list",
+        ANSWERS: "an object with answers",
     }[kind]

