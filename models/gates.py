@@ -11,6 +11,8 @@ from typing import Any
 from models.errors import Invalid
 from models.specs import GateSpec
 
+_METRICS: Mapping[str, str] = {"micro_f1": "micro-F1", "pearson": "Pearson correlation", "f1": "F1"}
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -19,9 +21,11 @@ class Bounds:
     confidence: float
     rows: int
     drop_upper: float
-    """Upper end of the one-sided paired interval of (teacher − student) accuracy."""
-    agreement_lower: float
-    """One-sided Clopper-Pearson lower bound of the agreement with the teacher."""
+    """Upper end of the one-sided paired interval of (teacher − student) in the task's main metric."""
+    agreement_lower: float | None
+    """One-sided Clopper-Pearson lower bound of the agreement with the teacher; None where answers are numbers."""
+    metric: str = "accuracy"
+    """The main metric, by its name in a report."""
 
     @classmethod
     def of_report(cls, report: Mapping[str, Any]) -> "Bounds":
@@ -33,6 +37,7 @@ class Bounds:
                 rows=report["rows"]["test"],
                 drop_upper=drop["upper_one_sided"],
                 agreement_lower=report["arms"]["distilled"]["agreement_lower_bound"],
+                metric=report.get("metric", "accuracy"),
             )
         except (KeyError, TypeError) as error:
             raise Invalid("this student's report has no bounds", code="report_unreadable") from error
@@ -43,7 +48,8 @@ class Check:
     """One limit of a gate. `reason` is a sentence with the numbers in it."""
 
     gate: str
-    bound: float
+    bound: float | None
+    """What the test rows prove; None where the limit is on something that the task does not have."""
     limit: float
     passed: bool
     reason: str
@@ -117,22 +123,27 @@ def _max_drop(limit: float, gate: GateSpec, bounds: Bounds) -> Check:
     if bounds.confidence < gate.confidence:
         return Check("max_drop", upper, limit, False, _too_unsure(gate, bounds))
     passed = upper <= limit
-    where = f"at most {_points(upper)} below" if upper >= 0 else f"at least {_points(-upper)} above"
+    # A share is counted in points of a hundred; a correlation, or an F1, is a number.
+    shown = _points if bounds.metric == "accuracy" else _number
+    where = f"at most {shown(upper)} below" if upper >= 0 else f"at least {shown(-upper)} above"
     reason = (
-        f"At {_percent(bounds.confidence)} confidence the student's accuracy is {where} its teacher's, on "
-        f"{bounds.rows:,} test rows; the gate allows {_points(limit)}."
+        f"At {_percent(bounds.confidence)} confidence the student's {metric_words(bounds.metric)} is {where} its "
+        f"teacher's, on {bounds.rows:,} test rows; the gate allows {shown(limit)}."
     )
     return Check("max_drop", upper, limit, passed, reason)
 
 
 def _min_agreement(limit: float, gate: GateSpec, bounds: Bounds) -> Check:
     lower = bounds.agreement_lower
+    if lower is None:
+        reason = "The student answers with numbers, which do not agree or disagree; ask for a max_drop instead."
+        return Check("min_agreement", None, limit, False, reason)
     if bounds.confidence < gate.confidence:
         return Check("min_agreement", lower, limit, False, _too_unsure(gate, bounds))
     passed = lower >= limit
     reason = (
         f"At {_percent(bounds.confidence)} confidence the student agrees with its teacher on at least "
-        f"{_percent(lower)} of texts, by {bounds.rows:,} test rows; the gate asks for {_percent(limit)}."
+        f"{_percent(lower)} of inputs, by {bounds.rows:,} test rows; the gate asks for {_percent(limit)}."
     )
     return Check("min_agreement", lower, limit, passed, reason)
 
@@ -144,9 +155,18 @@ def _too_unsure(gate: GateSpec, bounds: Bounds) -> str:
     )
 
 
+def metric_words(metric: str) -> str:
+    """A report's name of a metric as it stands in a sentence."""
+    return _METRICS.get(metric, metric)
+
+
 def _percent(share: float) -> str:
     return f"{100 * share:.4g} %"
 
 
 def _points(share: float) -> str:
     return f"{100 * share:.3g} points"
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"

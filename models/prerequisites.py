@@ -15,11 +15,17 @@ from models.specs import (
     JobSpec,
     LocalTeacher,
     PretrainedStudent,
+    QuestionAnswering,
+    RecordedTeacher,
     SplitByColumn,
     SplitByDataset,
     SplitByShare,
     StudentFromTeacher,
+    Text2Text,
     TextClassification,
+    TextGeneration,
+    TextRegression,
+    TokenClassification,
 )
 from models.specs import (
     Student as StudentSpec,
@@ -79,9 +85,29 @@ def _dataset_problems(session: Session, owner: str, spec: JobSpec) -> Iterator[P
 
 
 def _task_columns(spec: JobSpec) -> Iterator[tuple[str, str]]:
-    if isinstance(spec.task, TextClassification):
-        yield "/task/text", spec.task.text
-        yield "/task/label", spec.task.label
+    """Pointers into `spec` and the columns that they name, of the task and of recorded answers."""
+    task = spec.task
+    names: tuple[str, ...]
+    match task:
+        case TextClassification():
+            names = ("text", "text_pair", "label")
+        case TextRegression():
+            names = ("text", "text_pair", "target")
+        case TokenClassification():
+            names = ("tokens", "tags")
+        case QuestionAnswering():
+            names = ("question", "context", "answers")
+        case TextGeneration() | Text2Text():
+            names = ()
+        case _:
+            assert_never(task)
+    for name in names:
+        column = getattr(task, name)
+        if column is not None:
+            yield f"/task/{name}", column
+    for i, teacher in enumerate(spec.teachers):
+        if isinstance(teacher, RecordedTeacher):
+            yield f"/teachers/{i}/{'probabilities' if teacher.logits is None else 'logits'}", teacher.column
 
 
 def _size_problems(split: SplitByShare, rows: int) -> Iterator[Problem]:

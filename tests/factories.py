@@ -130,3 +130,85 @@ def parquet(path: Path, **columns: Sequence[object]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
     return path
+
+
+def tiny_pairs(folder: Path, rows: int = 240, *, seed: int = 0) -> Path:
+    """A Parquet file with `text`, `text_pair` and `label`: the label is betrayed by the second text alone."""
+    texts, names = tiny_rows(rows, seed=seed)
+    random = Random(seed)
+    first = [" ".join(random.sample(FILLER, random.randint(3, 6))) for _ in texts]
+    return parquet(folder / f"pairs-{rows}-{seed}.parquet", text=first, text_pair=texts, label=names)
+
+
+def tiny_label_sets(folder: Path, rows: int = 240, *, seed: int = 0) -> Path:
+    """A Parquet file with `text` and `labels`, a list: each label is betrayed by two of its words, or there is none."""
+    random = Random(seed)
+    found: dict[str, list[str]] = {}
+    while len(found) < rows:
+        names = random.sample(LABELS, random.choice((0, 1, 1, 2)))
+        words = random.sample(FILLER, random.randint(3, 6))
+        words += [word for name in names for word in random.sample(CLUES[name], 2)]
+        random.shuffle(words)
+        found.setdefault(" ".join(words), sorted(names))
+    return parquet(folder / f"sets-{rows}-{seed}.parquet", text=list(found), labels=list(found.values()))
+
+
+def tiny_numbers(folder: Path, rows: int = 240, *, seed: int = 0) -> Path:
+    """A Parquet file with `text` and `score`: how many of five words are positive rather than negative, over 5."""
+    random = Random(seed)
+    found: dict[str, float] = {}
+    while len(found) < rows:
+        positive = random.randint(0, 5)
+        words = random.sample(CLUES["positive"], positive) + random.sample(CLUES["negative"], 5 - positive)
+        words += random.sample(FILLER, random.randint(1, 4))
+        random.shuffle(words)
+        found.setdefault(" ".join(words), positive / 5)
+    return parquet(folder / f"numbers-{rows}-{seed}.parquet", text=list(found), score=list(found.values()))
+
+
+def tiny_tokens_dataset(folder: Path, rows: int = 240, *, seed: int = 0) -> Path:
+    """A Parquet file with `tokens` and `tags`: one or two clues in a row are an entity of the type `good` or `bad`."""
+    random = Random(seed)
+    found: dict[tuple[str, ...], list[str]] = {}
+    while len(found) < rows:
+        words, tags = [random.choice(FILLER)], ["O"]
+        for clues, kind in random.sample((("positive", "good"), ("negative", "bad")), random.choice((0, 1, 1, 2))):
+            entity = random.sample(CLUES[clues], random.randint(1, 2))
+            filler = random.sample(FILLER, random.randint(1, 3))
+            words += [*entity, *filler]
+            tags += [f"B-{kind}", *[f"I-{kind}"] * (len(entity) - 1), *["O"] * len(filler)]
+        found.setdefault(tuple(words), tags)
+    return parquet(
+        folder / f"tokens-{rows}-{seed}.parquet", tokens=[list(words) for words in found], tags=list(found.values())
+    )
+
+
+def tiny_questions_dataset(folder: Path, rows: int = 240, *, seed: int = 0) -> Path:
+    """A Parquet file with `question`, `context` and `answers`: the one positive or neutral clue that the context has.
+
+    Every fourth row asks for the kind that its context has nothing of, and has no answer.
+    """
+    random = Random(seed)
+    columns: dict[str, dict[str, object]] = {}
+    while len(columns) < rows:
+        kind = random.choice(("positive", "neutral"))
+        words = random.sample(FILLER, random.randint(4, 8))
+        place = random.randint(1, len(words) - 1)
+        answer = random.choice(CLUES[kind])
+        context = " ".join([*words[:place], answer, *words[place:]])
+        start = len(" ".join(words[:place])) + 1
+        if context in columns:
+            continue
+        none = len(columns) % 4 == 3
+        asked = kind if not none else "neutral" if kind == "positive" else "positive"
+        columns[context] = {
+            "question": "is it good" if asked == "positive" else "the usual",
+            "answers": {"text": [] if none else [answer], "answer_start": [] if none else [start]},
+        }
+    path = folder / f"questions-{rows}-{seed}.parquet"
+    return parquet(
+        path,
+        question=[one["question"] for one in columns.values()],
+        context=list(columns),
+        answers=[one["answers"] for one in columns.values()],
+    )

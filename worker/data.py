@@ -33,14 +33,50 @@ _MEGA = 50
 
 @dataclass(frozen=True)
 class Encoded:
-    """Token ids of N texts, special tokens included, without padding."""
+    """E encodings of N inputs, special tokens included, not padded; E is more than N where contexts have windows."""
 
     ids: list[NDArray[np.int32]]
     lengths: Rows
     pad_id: int
+    types: list[NDArray[np.int32]] | None = None
+    """Segment ids of each token; None where they are all 0."""
+    rows: Rows | None = None
+    """(E,) the input that each encoding is of, in ascending order; None: one each."""
+    places: list[NDArray[np.int32]] | None = None
+    """The token positions that are asked, (P_i,) each, -1 for what was cut off; None: the input as a whole."""
+    offsets: list[NDArray[np.int32]] | None = None
+    """For a context's windows: where in it each place begins and ends, (P_i, 2), in characters."""
 
     def __len__(self) -> int:
         return len(self.ids)
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Raw logits of E encodings: P_i places with C numbers each. An input that is answered as a whole has one place."""
+
+    values: NDArray[np.float32]
+    """(S, C), S places in all; NaN where a network was not asked, or its answer is not known."""
+    starts: Rows
+    """(E + 1,): encoding i has `values[starts[i]:starts[i + 1]]`."""
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, encoding: int) -> NDArray[np.float32]:
+        return self.values[self.starts[encoding] : self.starts[encoding + 1]]
+
+    @classmethod
+    def of(cls, parts: Sequence[NDArray[np.float32]], width: int) -> "Answers":
+        """`parts`: (P_i, C) each; `width` is C."""
+        starts = np.zeros(len(parts) + 1, np.int64)
+        np.cumsum([len(part) for part in parts], out=starts[1:])
+        return cls(np.concatenate(parts) if parts else np.empty((0, width), np.float32), starts)
+
+    @classmethod
+    def whole(cls, logits: NDArray[np.float32]) -> "Answers":
+        """Of inputs that are answered as a whole, (N, C)."""
+        return cls(logits, np.arange(len(logits) + 1, dtype=np.int64))
 
 
 def batches(lengths: Rows, batch_tokens: int, *, seed: int, epoch: int) -> list[Rows]:
@@ -85,15 +121,19 @@ def _pack(rows: Rows, lengths: Rows, tokens: int) -> list[Rows]:
 
 
 def collate(encoded: Encoded, rows: Rows) -> dict[str, Tensor]:
-    """`input_ids` and `attention_mask`, int64 (B, L), padded on the right to the longest of `rows`."""
+    """`input_ids`, `attention_mask` and, where there are any, `token_type_ids`: int64 (B, L), padded on the right."""
     longest = int(encoded.lengths[rows].max(initial=1))
     ids = np.full((len(rows), longest), encoded.pad_id, np.int64)
     mask = np.zeros((len(rows), longest), np.int64)
+    types = None if encoded.types is None else np.zeros_like(mask)
     for place, row in enumerate(rows):
         tokens = encoded.ids[row]
         ids[place, : len(tokens)] = tokens
         mask[place, : len(tokens)] = 1
-    return {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+        if types is not None and encoded.types is not None:
+            types[place, : len(tokens)] = encoded.types[row]
+    found = {"input_ids": torch.from_numpy(ids), "attention_mask": torch.from_numpy(mask)}
+    return found if types is None else {**found, "token_type_ids": torch.from_numpy(types)}
 
 
 # --- rows -------------------------------------------------------------------------------------------------------------

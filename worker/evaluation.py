@@ -1,319 +1,110 @@
-"""What a student is worth: quality, fidelity and speed, measured on test rows, with intervals; and the report of it.
+"""What a student is worth: the arms side by side, what was lost and gained, and the report of it.
 
-Everything is paired: teacher, distilled, control and untrained student answer the same rows. What is exported answers
-by `models.runtime`, as it will in production. N test rows, C labels; predictions are (N,) numbers of labels. The test
-rows choose nothing but the precision that is served. This module trains nothing and writes no files.
+Everything is paired: every network answers the same labelled test rows. The test rows choose nothing but the precision
+that is served. This module asks no network and writes no files: it has what `worker.measuring` measured, and what each
+kind of task makes of it. N test rows.
+
+`report.json`:
+
+    metric         the name of the main metric; every arm has its value as `score`, and each metric under its own name
+    arms           teacher, distilled, control and untrained, each as `arm` says, or null
+    others         further networks by name, in order, as `arm` says: "teacher 1" of an ensemble, "stage 1" of a chain,
+                   "generation 1", "direct"
+    constant       the scores of the best constant answer, or null
+    comparisons    as `compare` says; `others` has the same names
 """
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import rel_entr, softmax
-from scipy.stats import binomtest
-from sklearn.metrics import precision_recall_fscore_support
+from scipy.special import softmax
 
-from models.gates import Bounds, decide, unseen_rate
+from models.gates import Bounds, decide, metric_words
 from models.host import cores, processor
-from models.runtime import Precision, Runtime
+from models.inputs import Input, as_json
+from models.runtime import Precision
 from models.specs import GateSpec
-from worker.tasks import text_classification
+from worker.measuring import Choice, Measured
+from worker.statistics import (
+    CONFIDENCE,
+    Interval,
+    agreement_bound,
+    calibration_error,
+    divergence,
+    mcnemar,
+    paired,
+    share_interval,
+)
+from worker.tasks.base import Predictions, Split, TaskKind
 
-CONFIDENCE = 0.95
-# METHODS: what int8 may lose against fp32 and still be served.
-LEAST_AGREEMENT = 0.985
-_WARM_UP = 20
-_LATENCY_TEXTS = 200
-_BINS = 15
+_ARMS = ("teacher", "distilled", "control", "untrained")
 
-Labels = NDArray[np.int64]
-Logits = NDArray[np.float32]
-
-
-# --- statistics -------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A difference of two accuracies on the same rows: `low` to `high` is two-sided, `upper_one_sided` one-sided."""
-
-    value: float
-    low: float
-    high: float
-    upper_one_sided: float
-    confidence: float
-
-    def as_json(self) -> dict[str, float]:
-        return asdict(self)
+Arm = Mapping[str, Any]
 
 
-def paired_drop(
-    teacher_correct: NDArray[np.bool_],
-    student_correct: NDArray[np.bool_],
-    *,
-    confidence: float = CONFIDENCE,
-    seed: int = 0,
-    resamples: int = 2000,
-) -> Interval:
-    """Accuracy of the first minus accuracy of the second, both (N,), with its paired bootstrap interval.
-
-    A row's difference is −1, 0 or 1, so that a resample of the rows is one draw of a multinomial over three counts:
-    the distribution of the ordinary percentile bootstrap (Efron 1979), N times faster.
-
-    The bootstrap only knows what happened in the sample: where no row differs its interval has no width, and 20 rows
-    would prove as much as 20 000. Something that none of N rows showed may still have a rate of up to 1 − α^(1/N), so
-    the ends are never nearer to `value` than that. On 5 000 rows this is 0.0006 and does not show.
-    """
-    rows = len(teacher_correct)
-    lost = int((teacher_correct & ~student_correct).sum())
-    won = int((~teacher_correct & student_correct).sum())
-    value = (lost - won) / rows
-    shares = np.array([lost, won, rows - lost - won]) / rows
-    draws = np.random.default_rng(seed).multinomial(rows, shares, size=resamples)
-    differences = (draws[:, 0] - draws[:, 1]) / rows
-    tail = (1 - confidence) / 2
-    low = float(np.quantile(differences, tail, method="lower"))
-    high = float(np.quantile(differences, 1 - tail, method="higher"))
-    upper = float(np.quantile(differences, confidence, method="higher"))
-    two_sided, one_sided = unseen_rate(rows, 1 - tail), unseen_rate(rows, confidence)
-    return Interval(
-        value=value,
-        low=max(-1.0, min(low, value - two_sided)),
-        high=min(1.0, max(high, value + two_sided)),
-        upper_one_sided=min(1.0, max(upper, value + one_sided)),
-        confidence=confidence,
-    )
-
-
-def agreement_bound(agreeing: int, rows: int, *, confidence: float = CONFIDENCE) -> float:
-    """The one-sided Clopper-Pearson lower bound of a rate of which `agreeing` of `rows` were seen."""
-    return float(binomtest(agreeing, rows, alternative="greater").proportion_ci(confidence, method="exact").low)
-
-
-def share_interval(right: int, rows: int, *, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The two-sided Clopper-Pearson interval of a rate of which `right` of `rows` were seen."""
-    interval = binomtest(right, rows).proportion_ci(confidence, method="exact")
-    return float(interval.low), float(interval.high)
-
-
-def mcnemar(first_correct: NDArray[np.bool_], second_correct: NDArray[np.bool_]) -> float:
-    """The p-value of McNemar's exact test: whether two networks err equally often, by the rows where one alone does."""
-    first_alone = int((first_correct & ~second_correct).sum())
-    second_alone = int((~first_correct & second_correct).sum())
-    discordant = first_alone + second_alone
-    return 1.0 if discordant == 0 else float(binomtest(first_alone, discordant).pvalue)
-
-
-def per_class(predictions: Labels, targets: Labels, labels: Sequence[str]) -> list[dict[str, Any]]:
-    """Precision, recall, F1 and support of each label; 0 where a quotient has no denominator."""
-    precision, recall, f1, support = precision_recall_fscore_support(
-        targets, predictions, labels=range(len(labels)), zero_division=0.0
-    )
-    return [
-        {
-            "label": label,
-            "precision": float(precision[index]),
-            "recall": float(recall[index]),
-            "f1": float(f1[index]),
-            "support": int(support[index]),
-        }
-        for index, label in enumerate(labels)
-    ]
-
-
-def calibration_error(logits: Logits, targets: Labels) -> float:
-    """Expected calibration error (Guo 2017, arXiv:1706.04599): 15 equal bins of confidence, weighted by their rows."""
-    probabilities = softmax(logits.astype(np.float64), axis=1)
-    confidence = probabilities.max(axis=1)
-    right = probabilities.argmax(axis=1) == targets
-    bins = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=_BINS)
-    return float(np.abs(gaps).sum() / len(targets))
-
-
-def divergence(teacher: Logits, student: Logits) -> float:
-    """Mean over the rows of KL(teacher ‖ student), in nats, at temperature 1."""
-    first, second = (softmax(logits.astype(np.float64), axis=1) for logits in (teacher, student))
-    # A probability that underflowed to 0 would make the mean infinite for the sake of one row.
-    return float(rel_entr(first, np.maximum(second, np.finfo(np.float64).tiny)).sum(axis=1).mean())
-
-
-# --- what is measured of one network ----------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Latency:
-    """Milliseconds of one text on one thread, tokenization included, and texts per second on every core."""
-
-    p50_ms: float
-    p95_ms: float
-    p99_ms: float
-    texts_per_second: float
-
-
-@dataclass(frozen=True)
-class Measured:
-    """The answers to the test rows, (N, C), and what they cost. None: it was not exported, so nothing was timed."""
-
-    logits: Logits
-    bytes: int | None = None
-    """Size of the file that is loaded to serve."""
-    latency: Latency | None = None
-
-    @property
-    def predictions(self) -> Labels:
-        predictions: Labels = self.logits.argmax(axis=1)
-        return predictions
-
-
-def measure(
-    folder: Path,
-    texts: Sequence[str],
-    *,
-    precisions: Sequence[Precision] = ("fp32", "int8"),
-    on_rows: Callable[[int], None] | None = None,
-) -> dict[Precision, Measured]:
-    """Open `folder` at each of `precisions`, answer `texts`, and time some of them.
-
-    `on_rows` is told, from this thread, how many more answers there are; it may raise to stop.
-    """
-    runtimes: dict[Precision, Runtime] = {name: Runtime.open(folder, precision=name) for name in precisions}
-    logits = {name: answer(runtime, texts, on_rows=on_rows) for name, runtime in runtimes.items()}
-    latencies = measure_latencies(runtimes, texts)
-    return {name: Measured(logits[name], runtime.bytes, latencies[name]) for name, runtime in runtimes.items()}
-
-
-def answer(
-    runtime: Runtime, texts: Sequence[str], *, threads: int | None = None, on_rows: Callable[[int], None] | None = None
-) -> Logits:
-    """The logits (N, C) of `texts`, by several threads on the one session of `runtime`."""
-    chunks = [texts[start : start + 32] for start in range(0, len(texts), 32)]
-    found = []
-    with ThreadPoolExecutor(threads or cores()) as pool:
-        futures = [pool.submit(lambda chunk: runtime.logits(runtime.tokenize(chunk)), chunk) for chunk in chunks]
-        try:
-            for future in futures:
-                found.append(future.result())
-                if on_rows is not None:
-                    on_rows(len(found[-1]))
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-    return np.concatenate(found) if found else np.empty((0, len(runtime.labels)), np.float32)
-
-
-def measure_latency(runtime: Runtime, texts: Sequence[str]) -> Latency:
-    """The latency of `runtime` on about 200 of `texts`."""
-    return measure_latencies({runtime.precision: runtime}, texts)[runtime.precision]
-
-
-def measure_latencies(runtimes: Mapping[Precision, Runtime], texts: Sequence[str]) -> dict[Precision, Latency]:
-    """The latency of each of `runtimes` on the same 200 or so of `texts`, after a warm-up.
-
-    The runtimes take turns every few texts: a machine's speed drifts, and what drifts must not decide between them.
-    """
-    chosen = [texts[index] for index in np.linspace(0, len(texts) - 1, min(_LATENCY_TEXTS, len(texts))).astype(int)]
-    times: dict[Precision, list[float]] = {name: [] for name in runtimes}
-    seconds = dict.fromkeys(runtimes, 0.0)
-    for runtime in runtimes.values():
-        runtime.predict(chosen[:_WARM_UP])
-    for start in range(0, len(chosen), 10):
-        for name, runtime in runtimes.items():
-            for text in chosen[start : start + 10]:
-                began = time.perf_counter()
-                runtime.predict([text])
-                times[name].append(1000 * (time.perf_counter() - began))
-    for _ in range(2):
-        for name, runtime in runtimes.items():
-            began = time.perf_counter()
-            answer(runtime, chosen)
-            seconds[name] += time.perf_counter() - began
-    return {
-        name: Latency(
-            p50_ms=float(np.quantile(times[name], 0.5)),
-            p95_ms=float(np.quantile(times[name], 0.95)),
-            p99_ms=float(np.quantile(times[name], 0.99)),
-            texts_per_second=2 * len(chosen) / seconds[name],
-        )
-        for name in runtimes
-    }
-
-
-# --- the choice of a precision ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Choice:
-    """The precision that is served, and why, in a sentence."""
-
-    served: Precision
-    reason: str
-
-
-def choose_precision(requested: Literal["auto", "fp32", "int8"], measured: Mapping[Precision, Measured]) -> Choice:
-    """What the spec asks for; for `auto` int8 if it loses nothing that matters and its median is faster, else fp32."""
-    if requested != "auto":
-        return Choice(requested, f"The job asks for {requested}.")
-    fp32, int8 = measured["fp32"], measured.get("int8")
-    if int8 is None or int8.latency is None or fp32.latency is None:
-        return Choice("fp32", "int8 was not measured.")
-    agreement = float((fp32.predictions == int8.predictions).mean())
-    agrees = f"int8 agrees with fp32 on {100 * agreement:.1f} % of the test rows"
-    if agreement < LEAST_AGREEMENT:
-        return Choice("fp32", f"{agrees}, less than the {100 * LEAST_AGREEMENT:.1f} % that are asked of it.")
-    speed = f"its median latency here is {int8.latency.p50_ms:.2f} ms against {fp32.latency.p50_ms:.2f} ms"
-    if int8.latency.p50_ms >= fp32.latency.p50_ms:
-        return Choice("fp32", f"{agrees}, but {speed}: it is not faster on this processor.")
-    return Choice("int8", f"{agrees}, and {speed}.")
-
-
-# --- the report -------------------------------------------------------------------------------------------------------
+# --- one network ------------------------------------------------------------------------------------------------------
 
 
 def arm(
+    kind: TaskKind,
     measured: Mapping[Precision, Measured],
-    targets: Labels,
+    split: Split,
     labels: Sequence[str],
     *,
-    served: Precision,
-    parameters: tuple[int, int],
-    teacher: Logits | None = None,
+    served: Precision = "fp32",
+    parameters: tuple[int, int] | None = None,
+    teacher: Measured | None = None,
     confidence: float = CONFIDENCE,
 ) -> dict[str, Any]:
     """What the report says of one network: its scores at the `served` precision, its size and its speed at each.
 
-    `parameters`: all, and those outside of embedding tables. `teacher` (N, C): as served; None for the teacher itself.
+    `parameters`: all, and those outside of embedding tables; None for answers that somebody recorded. `teacher`: with
+    whom it should agree, as served; None for the teacher itself. `accuracy_interval` and `calibration_error` are of
+    texts with labels, agreement of answers that are no numbers, divergence of one label of several; else they are null.
     """
     answers = measured[served]
-    right = answers.predictions == targets
-    rows = len(targets)
-    agreeing = None if teacher is None else int((answers.predictions == teacher.argmax(axis=1)).sum())
+    rows = len(split)
+    right = kind.right(answers.predictions, split)
+    same = None if teacher is None else kind.same(teacher.predictions, answers.predictions)
+    whole = kind.shape == "text" and right is not None
+    scores = kind.scores(answers.predictions, split)
     return {
-        **text_classification.scores(answers.logits, targets),
-        "accuracy_interval": list(share_interval(int(right.sum()), rows)),
-        "per_class": per_class(answers.predictions, targets, labels),
-        "calibration_error": calibration_error(answers.logits, targets),
-        "agreement": None if agreeing is None else agreeing / rows,
-        "agreement_lower_bound": None if agreeing is None else agreement_bound(agreeing, rows, confidence=confidence),
-        "divergence": None if teacher is None else divergence(teacher, answers.logits),
-        "parameters": parameters[0],
-        "parameters_without_embeddings": parameters[1],
+        **scores,
+        "score": scores[kind.primary],
+        "accuracy_interval": list(share_interval(int(right.sum()), rows)) if whole and right is not None else None,
+        "per_class": kind.per_class(answers.predictions, split, labels),
+        "calibration_error": (
+            calibration_error(answers.answers.values, right) if _one_label(kind) and right is not None else None
+        ),
+        "agreement": None if same is None else float(same.mean()),
+        "agreement_lower_bound": (
+            None if same is None else agreement_bound(int(same.sum()), rows, confidence=confidence)
+        ),
+        "divergence": (
+            divergence(teacher.answers.values, answers.answers.values)
+            if teacher is not None and kind.nature == "one_of" and kind.shape != "span"
+            else None
+        ),
+        "parameters": parameters and parameters[0],
+        "parameters_without_embeddings": parameters and parameters[1],
         "bytes": answers.bytes,
         "served": served,
-        "precisions": {name: _precision(one, measured["fp32"], targets) for name, one in measured.items()},
+        "precisions": {name: _precision(kind, one, measured["fp32"], split) for name, one in measured.items()},
     }
 
 
-def _precision(measured: Measured, fp32: Measured, targets: Labels) -> dict[str, Any]:
+def _precision(kind: TaskKind, measured: Measured, fp32: Measured, split: Split) -> dict[str, Any]:
     latency = measured.latency
+    same = kind.same(fp32.predictions, measured.predictions)
+    score = kind.scores(measured.predictions, split)[kind.primary]
     return {
         "bytes": measured.bytes,
-        "accuracy": float((measured.predictions == targets).mean()),
-        "agreement_with_fp32": float((measured.predictions == fp32.predictions).mean()),
+        "score": score,
+        **({"accuracy": score} if kind.primary == "accuracy" else {}),
+        "agreement_with_fp32": None if same is None else float(same.mean()),
         "p50_ms": latency and latency.p50_ms,
         "p95_ms": latency and latency.p95_ms,
         "p99_ms": latency and latency.p99_ms,
@@ -321,64 +112,114 @@ def _precision(measured: Measured, fp32: Measured, targets: Labels) -> dict[str,
     }
 
 
+def _one_label(kind: TaskKind) -> bool:
+    return kind.shape == "text" and kind.nature == "one_of"
+
+
+# --- comparisons ------------------------------------------------------------------------------------------------------
+
+
 def compare(
-    targets: Labels,
+    kind: TaskKind,
+    split: Split,
     *,
-    teacher: Labels,
-    distilled: Labels,
-    control: Labels | None,
-    distilled_as_control: Labels | None = None,
-    confidence: float,
+    teacher: Predictions,
+    distilled: Predictions,
+    control: Predictions | None,
+    distilled_as_control: Predictions | None = None,
+    others: Mapping[str, Predictions] | None = None,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """The paired comparisons of predictions (N,): what was lost, and what distillation gained.
+    """The paired comparisons of predictions in the main metric: what was lost, and what distillation gained.
 
-    `distilled` is as served, perhaps int8. `distilled_as_control` is at the control's precision: what rounding costs
-    must not be counted against distillation. None: they are the same.
+    `drop` is teacher − distilled, `gain_over_control` distilled − control, and `others` has distilled − other for each
+    name. `distilled` is as served, perhaps int8. `distilled_as_control` is at the precision of the control and of the
+    others: what rounding costs must not be counted against distillation. None: they are the same.
     """
-    right = distilled == targets
-    alike = right if distilled_as_control is None else distilled_as_control == targets
-    drop = paired_drop(teacher == targets, right, confidence=confidence, seed=seed)
-    gain = None if control is None else paired_drop(alike, control == targets, confidence=confidence, seed=seed)
+    alike = distilled if distilled_as_control is None else distilled_as_control
+
+    def difference(first: Predictions, second: Predictions) -> Interval:
+        one, two = kind.statistics(first, split), kind.statistics(second, split)
+        return paired(one, two, kind.metric, confidence=confidence, seed=seed)
+
+    def test(first: Predictions, second: Predictions) -> float | None:
+        one, two = kind.right(first, split), kind.right(second, split)
+        return None if one is None or two is None else mcnemar(one, two)
+
     return {
         "confidence": confidence,
-        "drop": drop.as_json(),
-        "gain_over_control": gain and gain.as_json(),
+        "drop": difference(teacher, distilled).as_json(),
+        "gain_over_control": None if control is None else difference(alike, control).as_json(),
         "mcnemar_p": {
-            "distilled_against_teacher": mcnemar(right, teacher == targets),
-            "distilled_against_control": None if control is None else mcnemar(alike, control == targets),
+            "distilled_against_teacher": test(distilled, teacher),
+            "distilled_against_control": None if control is None else test(alike, control),
         },
+        "others": {name: difference(alike, other).as_json() for name, other in (others or {}).items()},
     }
 
 
+# --- disagreements ----------------------------------------------------------------------------------------------------
+
+
 def disagreements(
-    texts: Sequence[str], targets: Labels, labels: Sequence[str], *, teacher: Logits, student: Logits, most: int = 500
+    kind: TaskKind, split: Split, labels: Sequence[str], *, teacher: Measured, student: Measured, most: int = 500
 ) -> list[dict[str, Any]]:
-    """The test rows on which student and teacher differ, those where both are surest first, at most `most`."""
-    first, second = softmax(teacher, axis=1), softmax(student, axis=1)
-    rows = np.flatnonzero(first.argmax(axis=1) != second.argmax(axis=1))
-    sureness = first[rows].max(axis=1) * second[rows].max(axis=1)
+    """The test rows on which student and teacher differ, at most `most`.
+
+    Of single labels those where both are surest come first, of numbers those that are farthest apart; others stand in
+    the order of the rows.
+    """
+    same = kind.same(teacher.predictions, student.predictions)
+    if same is None:
+        apart = np.abs(np.asarray(teacher.predictions) - np.asarray(student.predictions))
+        rows = np.flatnonzero(apart > 0)
+        rows = rows[np.argsort(-apart[rows], kind="stable")]
+    else:
+        rows = np.flatnonzero(~same)
+        if _one_label(kind):
+            sureness = _probabilities(teacher)[rows].max(axis=1) * _probabilities(student)[rows].max(axis=1)
+            rows = rows[np.argsort(-sureness, kind="stable")]
+    shown = [_shown_by(kind, one, rows[:most], labels) for one in (teacher, student)]
     return [
-        {
-            "text": texts[row],
-            "label": labels[targets[row]],
-            "teacher": _answer(first[row], labels),
-            "student": _answer(second[row], labels),
-        }
-        for row in rows[np.argsort(-sureness, kind="stable")][:most]
+        {**_row(kind, split, int(row), labels), "teacher": first, "student": second}
+        for row, first, second in zip(rows[:most], *shown, strict=True)
     ]
 
 
-def _answer(probabilities: Logits, labels: Sequence[str]) -> dict[str, Any]:
-    best = int(probabilities.argmax())
-    return {"label": labels[best], "score": round(float(probabilities[best]), 4)}
+def _row(kind: TaskKind, split: Split, row: int, labels: Sequence[str]) -> dict[str, Any]:
+    item: Input = split.inputs[row]
+    truth = kind.truth(split, row, labels)
+    found = {"input": as_json(item), "truth": truth}
+    # The names that such rows had when there was no other kind of task.
+    return {"text": item, "label": truth["label"], **found} if _one_label(kind) and isinstance(item, str) else found
+
+
+def _shown_by(kind: TaskKind, measured: Measured, rows: NDArray[np.int64], labels: Sequence[str]) -> list[Any]:
+    shown = [kind.shown(measured.predictions, int(row), labels) for row in rows]
+    if not _one_label(kind):
+        return shown
+    scores = _probabilities(measured)[rows].max(axis=1)
+    return [
+        {**one, "score": round(float(score), 4) if np.isfinite(score) else None}
+        for one, score in zip(shown, scores, strict=True)
+    ]
+
+
+def _probabilities(measured: Measured) -> NDArray[np.float64]:
+    probabilities: NDArray[np.float64] = softmax(measured.answers.values.astype(np.float64), axis=1)
+    return probabilities
+
+
+# --- the report -------------------------------------------------------------------------------------------------------
 
 
 def report(
+    kind: TaskKind,
     *,
     rows: Mapping[str, int],
     labels: Sequence[str],
-    arms: Mapping[str, Mapping[str, Any] | None],
+    arms: Mapping[str, Arm | None],
     comparisons: Mapping[str, Any],
     precision: Choice,
     gate: GateSpec | None,
@@ -387,15 +228,22 @@ def report(
     seconds: Mapping[str, float],
     warnings: Sequence[tuple[str, str]],
     device: str,
+    others: Mapping[str, Arm] | None = None,
+    constant: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:
-    """`report.json`, of `arms` (teacher, distilled, control, untrained) by `arm` and `comparisons` by `compare`."""
+    """`report.json`, of arms (teacher, distilled, control, untrained, and `others`) by `arm` and of `compare`.
+
+    `constant` has the scores of the best constant answer, as the kind of task gives them.
+    """
     document: dict[str, Any] = {
         "format": 1,
-        "verdict": verdict(arms, comparisons, control_reason),
-        "metric": "accuracy",
+        "verdict": verdict(kind, arms, comparisons, control_reason),
+        "metric": kind.primary,
         "rows": dict(rows),
         "labels": list(labels),
-        "arms": {name: arms.get(name) for name in ("teacher", "distilled", "control", "untrained")},
+        "arms": {name: arms.get(name) for name in _ARMS},
+        "others": dict(others or {}),
+        "constant": None if constant is None else {**constant, "score": constant[kind.primary]},
         "control_reason": control_reason,
         "comparisons": dict(comparisons),
         "precision": asdict(precision),
@@ -411,7 +259,7 @@ def report(
 
 
 def verdict(
-    arms: Mapping[str, Mapping[str, Any] | None], comparisons: Mapping[str, Any], control_reason: str | None
+    kind: TaskKind, arms: Mapping[str, Arm | None], comparisons: Mapping[str, Any], control_reason: str | None
 ) -> str:
     """One sentence: what was lost against the teacher, what it bought, and whether distillation was the reason."""
     teacher, distilled = arms["teacher"], arms["distilled"]
@@ -419,28 +267,37 @@ def verdict(
         raise ValueError("a report needs a teacher and a distilled student")
     drop = comparisons["drop"]
     confidence = f"{100 * drop['confidence']:g} %"
-    interval = f"({confidence} interval {_signed(-drop['high'])} to {_signed(-drop['low'])})"
-    against = f"{_signed(-drop['value'])} points against its teacher's {100 * teacher['accuracy']:.1f} % {interval}"
+    low, high = _signed(kind, -drop["high"]), _signed(kind, -drop["low"])
+    lost = f"{_signed(kind, -drop['value'])}{_unit(kind)} against its teacher's {_scored(kind, teacher)}"
     apart = ", not measurably different" if drop["low"] <= 0 <= drop["high"] else ""
-    quality = f"is right on {100 * distilled['accuracy']:.1f} % of the test rows{apart}, {against}"
-    return f"The distilled student {quality}, {_price(teacher, distilled)}; {_gained(comparisons, control_reason)}."
+    if kind.primary == "accuracy":
+        reached = f"is right on {_scored(kind, distilled)} of the test rows"
+    else:
+        named = "entity F1" if kind.shape == "words" else metric_words(kind.primary)
+        reached = f"reaches {_scored(kind, distilled)} {named} on the test rows"
+    quality = f"{reached}{apart}, {lost} ({confidence} interval {low} to {high})"
+    return f"The distilled student {quality}{_price(teacher, distilled)}; {_gained(kind, comparisons, control_reason)}."
 
 
-def _price(teacher: Mapping[str, Any], distilled: Mapping[str, Any]) -> str:
-    share = 100 * distilled["parameters"] / teacher["parameters"]
-    words = f"with {share:.2g} % of its parameters" if share < 99.5 else f"with {share:.0f} % of its parameters"
-    slow, fast = (arm["precisions"][arm["served"]]["p50_ms"] for arm in (teacher, distilled))
-    if slow is None or fast is None:
-        return words
-    return f"{words} and {slow / fast:.1f} times its speed on one thread"
+def _price(teacher: Arm, distilled: Arm) -> str:
+    """What is known of size and speed; answers that somebody recorded have neither."""
+    words = []
+    if teacher["parameters"] and distilled["parameters"]:
+        share = 100 * distilled["parameters"] / teacher["parameters"]
+        words.append(f"{share:.2g} % of its parameters" if share < 99.5 else f"{share:.0f} % of its parameters")
+    slow, fast = (one["precisions"][one["served"]]["p50_ms"] for one in (teacher, distilled))
+    if slow is not None and fast is not None:
+        words.append(f"{slow / fast:.1f} times its speed on one thread")
+    return f", with {' and '.join(words)}" if words else ""
 
 
-def _gained(comparisons: Mapping[str, Any], control_reason: str | None) -> str:
+def _gained(kind: TaskKind, comparisons: Mapping[str, Any], control_reason: str | None) -> str:
     gain = comparisons["gain_over_control"]
     if gain is None:
         why = {"no_labels": "there are no labels for a control", "disabled": "the job asked for no control"}
         return f"whether distillation helped is not known: {why.get(control_reason or '', 'there is no control')}"
-    interval = f"{_signed(gain['value'])} points, interval {_signed(gain['low'])} to {_signed(gain['high'])}"
+    value, low, high = (_signed(kind, gain[name]) for name in ("value", "low", "high"))
+    interval = f"{value}{_unit(kind)}, interval {low} to {high}"
     if gain["low"] > 0:
         return f"distillation helped over training on the labels alone ({interval})"
     if gain["high"] < 0:
@@ -448,7 +305,20 @@ def _gained(comparisons: Mapping[str, Any], control_reason: str | None) -> str:
     return f"distillation is not shown to help over training on the labels alone ({interval})"
 
 
-def _signed(share: float) -> str:
-    """A difference of shares in points; 0 has no sign."""
-    text = f"{100 * share:+.1f}"
-    return "0.0" if text in {"+0.0", "-0.0"} else text.replace("-", "−")
+def _scored(kind: TaskKind, one: Arm) -> str:
+    """A share of right answers in percent, any other metric as it is."""
+    return f"{100 * one['score']:.1f} %" if kind.primary == "accuracy" else _minus(f"{one['score']:.3f}")
+
+
+def _signed(kind: TaskKind, difference: float) -> str:
+    """A difference of shares in points, of another metric as it is; 0 has no sign."""
+    text = f"{100 * difference:+.1f}" if kind.primary == "accuracy" else f"{difference:+.3f}"
+    return text[1:] if float(text) == 0 else _minus(text)
+
+
+def _unit(kind: TaskKind) -> str:
+    return " points" if kind.primary == "accuracy" else ""
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "−")

@@ -1,9 +1,9 @@
 """The whole story of one distillation, top to bottom.
 
-    preflight   the rows, the teacher's files, the student's shape: what can fail, fails here, in seconds
-    teach       fine-tune the teacher if asked; its logits for every row, from the cache where they are known
-    distil      the distilled arm, then the control arm: the same student trained on the labels alone
-    export      the student to ONNX, fp32 and int8; the teacher too, once, so that it is measured alike
+    preflight   the rows, the teachers' files, the students' shapes: what can fail, fails here, in seconds
+    teach       fine-tune the teachers if asked; what they say of every row, from the cache where it is known
+    distil      stage by stage the distilled student, then its control, and what else it is compared with
+    export      the student to ONNX, fp32 and int8; the teachers too, once, so that they are measured alike
     evaluate    every arm on the same held-out rows; the precision that is served; the gate
     publish     the folder with its manifest, ready for the store
 
@@ -13,143 +13,55 @@ Knows no database, queue or web: it has an `Assignment`, tells a `Report`, and r
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from copy import deepcopy
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import nn
 
 from models import gates
 from models.errors import JobFailure
-from models.runtime import FILES, Precision, Runtime
-from models.specs import HardLabels, LocalTeacher, Objective, Phase, ResolvedSpec, TextClassification
-from worker import evaluation, export
+from models.runtime import FILES, Runtime
+from models.specs import RecordedTeacher
+from worker import evaluation, export, preflight
+from worker.asking import make_accelerator, predict
 from worker.cache import HostCache
+from worker.card import write_card
 from worker.checkpoints import Checkpoints
-from worker.data import Encoded
-from worker.protocol import Assignment, PhaseName, Report, Stopped
-from worker.signals import SignalCache, fingerprint_of, row_keys
-from worker.students import Student, build, parameters
-from worker.tasks import TaskKind, for_task
-from worker.tasks.text_classification import Data
-from worker.teachers import OpenTeacher, find_folder, open_teacher
-from worker.training import TrainingSet, make_accelerator, predict_logits, train
+from worker.features import check as check_features
+from worker.measuring import Latency, Measured, choose_precision, measure, measure_latency
+from worker.objectives import active, features
+from worker.protocol import Assignment, Report
+from worker.run import SPLITS, Run
+from worker.stages import Taught, build_student, distil_stages, original_of
+from worker.statistics import CONFIDENCE
+from worker.students import Student, parameters
+from worker.tasks import for_task
+from worker.teachers import OpenTeacher
+from worker.teaching import Faculty, Voice, layout, open_voices, subset, teach
 
-_SPLITS = ("train", "validation", "test")
 _LATENCY = "latency.json"
-_SHARES: Mapping[str, tuple[float, float]] = {
-    "preflight": (0.0, 0.02),
-    "teach": (0.02, 0.40),
-    "distil": (0.40, 0.88),
-    "export": (0.88, 0.92),
-    "evaluate": (0.92, 0.99),
-    "publish": (0.99, 1.0),
-}
-"""Where in the job's progress each phase begins and ends: a guess from its usual cost."""
-
-
-@dataclass
-class Counters:
-    """What was computed and what was known already; they stand in the report."""
-
-    teacher_training_steps: int = 0
-    teacher_forward_rows: int = 0
-    cached_signal_rows: int = 0
-    student_training_steps: int = 0
-    control_training_steps: int = 0
-
-
-@dataclass
-class Teaching:
-    """A teacher that is ready: its network, who it is, and what it says of every row."""
-
-    teacher: OpenTeacher
-    identity: str
-    logits: dict[str, NDArray[np.float32]]
-
-
-@dataclass
-class Run:
-    """What every part of the story needs: the assignment, the rows, and whom to tell."""
-
-    assignment: Assignment
-    report: Report
-    task: TextClassification
-    kind: TaskKind
-    data: Data
-    accelerator: Accelerator
-    checkpoints: Checkpoints
-    cache: HostCache
-    deadline: float | None
-    counters: Counters = field(default_factory=Counters)
-    seconds: dict[str, float] = field(default_factory=dict)
-    warnings: list[tuple[str, str]] = field(default_factory=list)
-    phase: PhaseName = "preflight"
-    tokenized: dict[tuple[int, str], tuple[Any, Encoded]] = field(default_factory=dict)
-    began: float = field(default_factory=time.monotonic)
-
-    @property
-    def spec(self) -> ResolvedSpec:
-        return self.assignment.spec
-
-    def encoded(self, tokenizer: Any, split: str) -> Encoded:
-        """A split as this tokenizer cuts it. All arms of a student share one tokenizer, and the work is done once."""
-        key = (id(tokenizer), split)
-        if key not in self.tokenized:
-            # The tokenizer is kept too: an id may be given again to another object once its own is gone.
-            texts = getattr(self.data, split).texts
-            self.tokenized[key] = tokenizer, self.kind.encode(tokenizer, texts, self.task.max_length)
-        return self.tokenized[key][1]
-
-    @contextmanager
-    def in_phase(self, phase: PhaseName) -> Iterator[None]:
-        self.phase = phase
-        self.report.phase(phase)
-        started = time.monotonic()
-        yield
-        self.seconds[phase] = round(time.monotonic() - started, 2)
-
-    def progress(self, share: float) -> None:
-        """`share` of the current phase is done."""
-        start, end = _SHARES[self.phase]
-        whole = start + (end - start) * min(max(share, 0.0), 1.0)
-        spent = time.monotonic() - self.began
-        self.report.progress(whole, round(spent / whole * (1 - whole), 1) if whole > 0.03 else None)
-
-    def check_stop(self) -> None:
-        reason = self.report.stop_requested()
-        if reason is not None:
-            raise Stopped(reason)
-
-    def warn(self, code: str, message: str) -> None:
-        self.warnings.append((code, message))
-        self.report.event(code, message)
 
 
 def distil(assignment: Assignment, report: Report) -> Path:
     """Run the job; the folder of its finished student. Raises `JobFailure`, or `Stopped` when `report` asks for it."""
     report.phase("preflight")
     started = time.monotonic()
-    run, teacher = _preflight(assignment, report)
+    run, voices = _preflight(assignment, report)
     run.seconds["preflight"] = round(time.monotonic() - started, 2)
     with run.in_phase("teach"):
-        teaching = _teach(run, teacher)
+        faculty = teach(run, voices) if voices else None
     with run.in_phase("distil"):
-        untrained, distilled, control = _distil(run, teaching)
+        taught = distil_stages(run, faculty, original_of(run, [] if faculty is None else faculty.voices))
     with run.in_phase("export"):
-        folder = _export(run, distilled)
-        teacher_folder = _export_teacher(run, teaching)
+        folder = _export(run, taught.distilled)
+        exported = [_export_teacher(run, voice) for voice in taught.faculty.voices]
     with run.in_phase("evaluate"):
-        document, differing = _evaluate(run, teaching, folder, teacher_folder, untrained, distilled, control)
+        document, differing = _evaluate(run, taught, folder, exported)
     with run.in_phase("publish"):
-        _publish(run, teaching, folder, document, differing)
+        _publish(run, taught.faculty, folder, document, differing)
     report.progress(1.0, 0.0)
     return folder
 
@@ -157,17 +69,14 @@ def distil(assignment: Assignment, report: Report) -> Path:
 # --- preflight --------------------------------------------------------------------------------------------------------
 
 
-def _preflight(assignment: Assignment, report: Report) -> tuple[Run, OpenTeacher]:
+def _preflight(assignment: Assignment, report: Report) -> tuple[Run, list[Voice]]:
     spec = assignment.spec
     kind = for_task(spec.task)
-    task = spec.task
-    if not isinstance(task, TextClassification):
-        raise JobFailure("this kind of task is not available yet", code="not_available_yet", pointer="/task/kind")
-    data = kind.read(task, spec.dataset, assignment.datasets, seed=spec.seed)
+    recorded = [teacher.column for teacher in spec.teachers if isinstance(teacher, RecordedTeacher)]
+    data = kind.read(spec.dataset, assignment.datasets, seed=spec.seed, recorded=recorded)
     run = Run(
         assignment,
         report,
-        task,
         kind,
         data,
         make_accelerator(assignment.device),
@@ -188,265 +97,74 @@ def _preflight(assignment: Assignment, report: Report) -> tuple[Run, OpenTeacher
     if spec.promote is not None:
         for reason in gates.unreachable(spec.promote.gate, len(data.test)):
             run.warn("gate_unreachable", reason)
-    reference = _local_teacher(spec)
-    teacher = open_teacher(
-        find_folder(reference.model, assignment),
-        data.labels,
-        fine_tune=reference.fine_tune is not None,
-        seed=spec.seed,
-        renamed=reference.labels,
-        max_length=task.max_length,
-    )
-    # The student is built once before anything is trained: an impossible shape must not cost an hour of teaching.
-    student = _build(run, teacher)
-    run.report.event(
+    voices = open_voices(run)
+    original = original_of(run, voices)
+    # Every student is built once before anything is trained: an impossible shape must not cost an hour of teaching.
+    source = original
+    for number, stage in enumerate(spec.stages):
+        if stage.teacher == "original":
+            source = original
+        student = build_student(run, stage.student, source, number)
+        _check_phases(run, number, student, source if source is not None else student)
+        _check_memory(run, number, student, source)
+        source = student
+    for code, message in preflight.row_warnings(run.kind, data, run.encoded(student.tokenizer, "train")):
+        run.warn(code, message)
+    _smoke(run, student)
+    teachers = sum(parameters(voice.network)[0] for voice in voices if voice.network is not None)
+    report.event(
         "preflight_passed",
         f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test rows; "
-        f"{len(data.labels)} labels; teacher {parameters(teacher.network)[0]:,} and student "
-        f"{parameters(student.network)[0]:,} parameters.",
+        f"{len(data.labels)} labels; teachers {teachers:,} and student {parameters(student.network)[0]:,} parameters.",
     )
-    _smoke(run, student)
-    return run, teacher
+    return run, voices
 
 
-def _local_teacher(spec: ResolvedSpec) -> LocalTeacher:
-    teacher = spec.teachers[0]
-    if not isinstance(teacher, LocalTeacher):
-        raise JobFailure(
-            f"{teacher.kind!r} teachers are not available", code="not_available_yet", pointer="/teachers/0"
-        )
-    return teacher
+def _check_phases(run: Run, stage: int, student: Student, teacher: OpenTeacher | Student) -> None:
+    """Whether every feature objective of a stage can look into both networks."""
+    for number, phase in enumerate(run.spec.stages[stage].phases):
+        wanted = features(active(phase.objectives))
+        if not wanted:
+            continue
+        if student.kept is None:
+            raise JobFailure(
+                f"{wanted[0].kind} compares position by position, and the student cuts texts into other tokens",
+                code="tokenizers_differ",
+                hint="use a from_teacher or fresh student, or objectives on the answers alone",
+                pointer=f"/stages/{stage}/phases/{number}",
+            )
+        places = [place for place, one in enumerate(phase.objectives) if one in wanted]
+        at = [f"/stages/{stage}/phases/{number}/objectives/{place}" for place in places]
+        check_features(wanted, student.network, teacher.network, pointer=at.__getitem__)
+
+
+def _check_memory(run: Run, stage: int, student: Student, teacher: OpenTeacher | Student | None) -> None:
+    """Whether a stage fits: what cannot is refused now, what may not is said."""
+    config, phases = student.network.config, run.spec.stages[stage].phases
+    # Answers come from the cache; a teacher is in memory only while somebody looks inside it.
+    online = teacher is not None and any(features(active(phase.objectives)) for phase in phases)
+    needed = preflight.memory_estimate(
+        student=parameters(student.network)[0],
+        teachers=parameters(teacher.network)[0] if online and teacher is not None else 0,
+        tokens=max(phase.schedule.micro_batch_tokens or phase.schedule.batch_tokens for phase in phases),
+        longest=int(run.encoded(student.tokenizer, "train").lengths.max()),
+        hidden=int(config.hidden_size),
+        layers=int(config.num_hidden_layers),
+        heads=int(config.num_attention_heads),
+    )
+    for code, message in preflight.check_memory(needed, preflight.available_memory(run.accelerator.device)):
+        run.warn(code, message)
 
 
 def _smoke(run: Run, student: Student) -> None:
     """One forward pass of a few rows, so that what cannot run at all is known now."""
-    texts = run.data.train.texts[:4]
-    logits = predict_logits(
-        student.network, run.kind.encode(student.tokenizer, texts, run.task.max_length), device=run.accelerator.device
-    )
-    if not torch.isfinite(logits).all():
+    encoded = run.encoded(student.tokenizer, "train")
+    few = subset(encoded, range(min(4, len(encoded))))
+    answers = predict(student.network, few, shape=run.kind.shape, device=run.accelerator.device)
+    if np.isinf(answers.values).any() or (run.kind.shape == "text" and np.isnan(answers.values).any()):
         raise JobFailure(
             "the untrained student's answers are not numbers", code="diverged", pointer="/stages/0/student"
         )
-
-
-def _build(run: Run, teacher: OpenTeacher) -> Student:
-    spec = run.spec.stages[0].student
-    return build(
-        spec,
-        teacher,
-        run.data.train.texts,
-        run.data.labels,
-        seed=run.spec.seed,
-        find_folder=lambda text: find_folder(text, run.assignment, pointer="/stages/0/student/model"),
-        max_length=run.task.max_length,
-    )
-
-
-# --- teach ------------------------------------------------------------------------------------------------------------
-
-
-def _teach(run: Run, teacher: OpenTeacher) -> Teaching:
-    fine_tune = _local_teacher(run.spec).fine_tune
-    identity = teacher.identity
-    if fine_tune is not None:
-        folder = run.cache.folder(
-            "teachers",
-            teacher.identity,
-            fine_tune.model_dump(),
-            run.data.hashes,
-            run.task.model_dump(),
-            run.spec.seed,
-        )
-        if (folder / "config.json").exists():
-            run.report.event("teacher_from_cache", "This teacher was fine-tuned before, on the same rows.")
-            teacher = open_teacher(
-                folder, run.data.labels, fine_tune=False, seed=run.spec.seed, max_length=run.task.max_length
-            )
-        else:
-            _fine_tune(run, teacher, Phase(objectives=[HardLabels(kind="hard_labels")], schedule=fine_tune))
-            with run.cache.new(folder) as partial:
-                export.write_student(
-                    partial,
-                    teacher.network,
-                    teacher.tokenizer,
-                    task=run.task.kind,
-                    labels=run.data.labels,
-                    max_length=run.task.max_length,
-                )
-        identity = fingerprint_of(teacher.network, teacher.tokenizer)
-    logits = _signals(run, teacher, identity)
-    _must_beat_chance(run, logits["validation"])
-    return Teaching(teacher, identity, logits)
-
-
-def _fine_tune(run: Run, teacher: OpenTeacher, phase: Phase) -> None:
-    encoded = run.encoded(teacher.tokenizer, "train")
-    targets = torch.from_numpy(run.data.train.labels)
-    outcome = train(
-        teacher.network,
-        TrainingSet(encoded, targets),
-        _validation(run, teacher.tokenizer),
-        phase.objectives,
-        phase.schedule,
-        seed=run.spec.seed,
-        unit="teacher-0-0",
-        arm="teacher",
-        stage=0,
-        phase=0,
-        checkpoints=run.checkpoints,
-        report=run.report,
-        accelerator=run.accelerator,
-        checkpoint_seconds=run.assignment.checkpoint_seconds,
-        on_progress=lambda done, total: run.progress(0.8 * done / max(total, 1)),
-        deadline=run.deadline,
-    )
-    run.counters.teacher_training_steps = outcome.steps
-    run.report.event(
-        "teacher_trained", f"The teacher reached {outcome.best_score:.4f} accuracy on the validation rows."
-    )
-
-
-def _signals(run: Run, teacher: OpenTeacher, identity: str) -> dict[str, NDArray[np.float32]]:
-    """The teacher's raw logits of every row (N, C) by split; only rows that nobody asked about before are computed."""
-    cache = SignalCache(run.assignment.cache / "signals", run.assignment.cache_bytes)
-    template = run.kind.template(run.task)
-    found: dict[str, NDArray[np.float32]] = {}
-    every_row = sum(len(getattr(run.data, name)) for name in _SPLITS)
-    before = 0
-    for name in _SPLITS:
-        run.check_stop()
-        split = getattr(run.data, name)
-        keys = row_keys(template, split.texts)
-        logits, missing = cache.logits(identity, keys, classes=len(run.data.labels))
-        run.counters.cached_signal_rows += len(keys) - len(missing)
-        if len(missing):
-            encoded = run.kind.encode(teacher.tokenizer, [split.texts[row] for row in missing], run.task.max_length)
-
-            def on_rows(done: int, before: int = before) -> None:
-                run.check_stop()
-                run.progress(0.8 + 0.2 * (before + done) / every_row)
-
-            logits[missing] = predict_logits(
-                teacher.network, encoded, device=run.accelerator.device, on_rows=on_rows
-            ).numpy()
-            cache.store(identity, [keys[row] for row in missing], logits[missing])
-            run.counters.teacher_forward_rows += len(missing)
-        before += len(keys)
-        found[name] = logits
-    return found
-
-
-def _must_beat_chance(run: Run, logits: NDArray[np.float32]) -> None:
-    labels = run.data.validation.labels
-    labelled = labels[labels >= 0]
-    if not len(labelled):
-        return
-    accuracy = run.kind.scores(logits, labels)["accuracy"]
-    majority = np.bincount(labelled).max() / len(labelled)
-    uniform = 1 / len(run.data.labels)
-    if accuracy <= uniform:
-        raise JobFailure(
-            f"the teacher is right on {accuracy:.1%} of the validation rows; guessing is right on {uniform:.1%}",
-            code="teacher_at_chance",
-            hint="check the labels' names and order, or give the teacher a fine_tune",
-            pointer="/teachers/0",
-        )
-    if accuracy <= majority:
-        run.warn(
-            "teacher_below_majority",
-            f"The teacher is right on {accuracy:.1%} of the validation rows; always answering the commonest label is "
-            f"right on {majority:.1%}.",
-        )
-
-
-# --- distil -----------------------------------------------------------------------------------------------------------
-
-
-def _distil(run: Run, teaching: Teaching) -> tuple[Student, Student, Student | None]:
-    """The student before training, after it, and the control (None where there is none)."""
-    untrained = _build(run, teaching.teacher)
-    wants_control = run.spec.control and bool((run.data.train.labels >= 0).any())
-    arms = 2 if wants_control else 1
-    distilled = _copy(untrained)
-    steps: list[int] = []
-    for number, phase in enumerate(run.spec.stages[0].phases):
-        steps.append(_train_arm(run, distilled, phase, number, "distilled", teaching, arms, None))
-    run.counters.student_training_steps = sum(steps)
-    if not wants_control:
-        return untrained, distilled, None
-    control = _copy(untrained)
-    folder = run.cache.folder(
-        "controls",
-        fingerprint_of(untrained.network, untrained.tokenizer),
-        [phase.schedule.model_dump() for phase in run.spec.stages[0].phases],
-        steps,
-        run.data.hashes,
-        run.task.model_dump(),
-        run.spec.seed,
-    )
-    known = Checkpoints(folder).finished("control") if folder.exists() else None
-    if known is not None:
-        control.network.load_state_dict(known.tensors)
-        run.report.event("control_from_cache", "This control was trained before, on the same rows.")
-        return untrained, distilled, control
-    hard: list[Objective] = [HardLabels(kind="hard_labels")]
-    for number, phase in enumerate(run.spec.stages[0].phases):
-        twin = Phase(objectives=hard, schedule=phase.schedule)
-        run.counters.control_training_steps += _train_arm(
-            run, control, twin, number, "control", teaching, arms, steps[number]
-        )
-    with run.cache.new(folder) as partial:
-        Checkpoints(partial).finish("control", control.network.state_dict(), {})
-    return untrained, distilled, control
-
-
-def _train_arm(
-    run: Run, student: Student, phase: Phase, number: int, arm: str, teaching: Teaching, arms: int, steps: int | None
-) -> int:
-    phases = len(run.spec.stages[0].phases)
-    before = (number + (phases if arm == "control" else 0)) / (arms * phases)
-    outcome = train(
-        student.network,
-        TrainingSet(
-            run.encoded(student.tokenizer, "train"),
-            torch.from_numpy(run.data.train.labels),
-            torch.from_numpy(teaching.logits["train"]),
-        ),
-        _validation(run, student.tokenizer),
-        phase.objectives,
-        phase.schedule,
-        seed=run.spec.seed,
-        unit=f"{arm}-0-{number}",
-        arm=arm,
-        stage=0,
-        phase=number,
-        checkpoints=run.checkpoints,
-        report=run.report,
-        accelerator=run.accelerator,
-        checkpoint_seconds=run.assignment.checkpoint_seconds,
-        on_progress=lambda done, total: run.progress(before + done / max(total, 1) / (arms * phases)),
-        deadline=run.deadline,
-        max_steps=steps,
-    )
-    run.report.event(
-        f"{arm}_trained", f"The {arm} student reached {outcome.best_score:.4f} accuracy on the validation rows."
-    )
-    return outcome.steps
-
-
-def _validation(run: Run, tokenizer: Any) -> Callable[[nn.Module], dict[str, float]]:
-    encoded = run.encoded(tokenizer, "validation")
-    labels = run.data.validation.labels
-
-    def validate(network: nn.Module) -> dict[str, float]:
-        return run.kind.scores(predict_logits(network, encoded, device=run.accelerator.device).numpy(), labels)
-
-    return validate
-
-
-def _copy(student: Student) -> Student:
-    return Student(deepcopy(student.network), student.tokenizer)
 
 
 # --- export -----------------------------------------------------------------------------------------------------------
@@ -462,98 +180,101 @@ def _export(run: Run, student: Student) -> Path:
     return folder
 
 
-def _export_teacher(run: Run, teaching: Teaching) -> Path:
-    """The teacher's export with its latency, which is measured once on this host and kept with it."""
-    folder = run.cache.folder("exports", teaching.identity, run.task.model_dump())
+def _export_teacher(run: Run, voice: Voice) -> Path | None:
+    """A teacher's export with its latency, which is measured once on this host and kept with it."""
+    if voice.opened is None:
+        return None
+    folder = run.cache.folder("exports", voice.identity, run.kind.task.model_dump())
     if not folder.exists():
         with run.cache.new(folder) as partial:
-            _write_onnx(run, partial, teaching.teacher.network, teaching.teacher.tokenizer)
-            latency = evaluation.measure_latency(Runtime.open(partial, precision="fp32"), run.data.test.texts)
+            _write_onnx(run, partial, voice.network, voice.tokenizer)
+            latency = measure_latency(Runtime.open(partial, precision="fp32"), run.data.test.inputs)
             (partial / _LATENCY).write_text(json.dumps(asdict(latency)), "utf-8")
     return folder
 
 
 def _write_onnx(run: Run, folder: Path, network: nn.Module, tokenizer: Any) -> None:
     network.to("cpu").eval()
-    export.write_student(
-        folder, network, tokenizer, task=run.task.kind, labels=run.data.labels, max_length=run.task.max_length
-    )
-    export.to_onnx(network, folder, max_length=run.task.max_length)
-    export.check(network, tokenizer, folder, run.data.test.texts[:64])
+    task = run.kind.task
+    export.write_student(folder, network, tokenizer, task=task, labels=run.data.labels, extra=run.kind.serving())
+    export.to_onnx(network, folder, max_length=task.max_length)
+    export.check(network, tokenizer, folder, run.data.test.inputs[:64])
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------------------
 
 
 def _evaluate(
-    run: Run,
-    teaching: Teaching,
-    folder: Path,
-    teacher_folder: Path,
-    untrained: Student,
-    distilled: Student,
-    control: Student | None,
+    run: Run, taught: Taught, folder: Path, exported: Sequence[Path | None]
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The report, and the test rows on which student and teacher differ.
 
     The distilled student answers by the runtime that will serve it; the others are judged on the same rows.
     """
-    spec, test = run.spec, run.data.test
-    measured = evaluation.measure(folder, test.texts, on_rows=_counting(run, 2 * len(test), 0.1, 0.8))
-    choice = evaluation.choose_precision(spec.export.precision, measured)
-    teacher_logits = teaching.logits["test"]
-    size = parameters(distilled.network)
-    fp32_bytes = measured["fp32"].bytes
+    spec, test, kind, labels = run.spec, run.data.test, run.kind, run.data.labels
+    student = taught.distilled
+    own_cut = run.encoded(student.tokenizer, "test")
+    measured = measure(folder, kind, own_cut, test.inputs, on_rows=_counting(run, 2 * len(test), 0.1, 0.8))
+    choice = choose_precision(spec.export.precision, kind, measured)
+    teacher = _teacher(run, taught.faculty, exported)
+    size = parameters(student.network)
+    confidence = spec.promote.gate.confidence if spec.promote is not None else CONFIDENCE
 
-    def answers(student: Student) -> NDArray[np.float32]:
+    def asked(one: Student) -> Measured:
         run.check_stop()
-        encoded = run.encoded(student.tokenizer, "test")
-        found: NDArray[np.float32] = predict_logits(student.network, encoded, device=run.accelerator.device).numpy()
-        return found
+        encoded = run.encoded(one.tokenizer, "test")
+        answers = predict(one.network, encoded, shape=kind.shape, device=run.accelerator.device)
+        # Of the distilled student's shape the size is known, and the speed would be the same.
+        alike = measured["fp32"].bytes if parameters(one.network) == size else None
+        return Measured.of(kind, answers, encoded, test.inputs, bytes=alike)
 
-    def judged(logits: NDArray[np.float32]) -> dict[str, Any]:
-        # The same shape as the distilled student: its size is known, and its speed would be the same.
-        alike: dict[Precision, evaluation.Measured] = {"fp32": evaluation.Measured(logits, fp32_bytes, None)}
-        return evaluation.arm(
-            alike, test.labels, run.data.labels, served="fp32", parameters=size, teacher=teacher_logits
-        )
+    def judged(one: Measured, of: tuple[int, int] | None) -> dict[str, Any]:
+        return evaluation.arm(kind, {"fp32": one}, test, labels, parameters=of, teacher=teacher, confidence=confidence)
 
-    control_logits = None if control is None else answers(control)
-    confidence = spec.promote.gate.confidence if spec.promote is not None else evaluation.CONFIDENCE
+    control = None if taught.control is None else asked(taught.control)
+    others: dict[str, tuple[Measured, tuple[int, int] | None]] = {
+        one.name: (asked(one.student), parameters(one.student.network)) for one in taught.others
+    }
+    if len(taught.faculty.voices) > 1:
+        for place, voice in enumerate(taught.faculty.voices):
+            found = _measured_voice(run, voice, exported[place])
+            others[f"teacher {place + 1}"] = found, _size([voice])
     arms = {
         "teacher": evaluation.arm(
-            {"fp32": _measured_teacher(teacher_folder, teacher_logits)},
-            test.labels,
-            run.data.labels,
-            served="fp32",
-            parameters=parameters(teaching.teacher.network),
+            kind, {"fp32": teacher}, test, labels, parameters=_size(taught.faculty.voices), confidence=confidence
         ),
         "distilled": evaluation.arm(
+            kind,
             measured,
-            test.labels,
-            run.data.labels,
+            test,
+            labels,
             served=choice.served,
             parameters=size,
-            teacher=teacher_logits,
+            teacher=teacher,
             confidence=confidence,
         ),
-        "control": None if control_logits is None else judged(control_logits),
-        "untrained": judged(answers(untrained)),
+        "control": None if control is None else judged(control, size),
+        "untrained": judged(asked(taught.untrained), size),
     }
     run.progress(0.95)
     comparisons = evaluation.compare(
-        test.labels,
-        teacher=teacher_logits.argmax(axis=1),
+        kind,
+        test,
+        teacher=teacher.predictions,
         distilled=measured[choice.served].predictions,
         distilled_as_control=measured["fp32"].predictions,
-        control=None if control_logits is None else control_logits.argmax(axis=1),
+        control=None if control is None else control.predictions,
+        others={name: one.predictions for name, (one, _) in others.items()},
         confidence=confidence,
         seed=spec.seed,
     )
     document = evaluation.report(
-        rows={name: len(getattr(run.data, name)) for name in _SPLITS},
-        labels=run.data.labels,
+        kind,
+        rows={name: len(run.split(name)) for name in SPLITS},
+        labels=labels,
         arms=arms,
+        others={name: judged(one, of) for name, (one, of) in others.items()},
+        constant=kind.constant(test, labels),
         comparisons=comparisons,
         precision=choice,
         gate=None if spec.promote is None else spec.promote.gate,
@@ -565,20 +286,50 @@ def _evaluate(
     )
     for arm, table in arms.items():
         if table is not None:
-            run.report.metric(arm, 0, 0, "test_accuracy", 0, table["accuracy"])
-    differing = evaluation.disagreements(
-        test.texts,
-        test.labels,
-        run.data.labels,
-        teacher=teacher_logits,
-        student=measured[choice.served].logits,
-    )
+            run.report.metric(arm, 0, 0, f"test_{kind.primary}", 0, table["score"])
+    differing = evaluation.disagreements(kind, test, labels, teacher=teacher, student=measured[choice.served])
     return document, differing
 
 
-def _measured_teacher(folder: Path, logits: NDArray[np.float32]) -> evaluation.Measured:
-    latency = evaluation.Latency(**json.loads((folder / _LATENCY).read_text("utf-8")))
-    return evaluation.Measured(logits, (folder / FILES["fp32"]).stat().st_size, latency)
+def _teacher(run: Run, faculty: Faculty, exported: Sequence[Path | None]) -> Measured:
+    """The teachers as one. An ensemble costs what its members cost together; recorded answers cost nothing here."""
+    split = run.data.test
+    parts = [_measured_voice(run, voice, folder) for voice, folder in zip(faculty.voices, exported, strict=True)]
+    if len(parts) == 1:
+        return parts[0]
+    latencies = [part.latency for part in parts if part.latency is not None]
+    latency = None
+    if len(latencies) == len(parts):
+        latency = Latency(
+            p50_ms=sum(one.p50_ms for one in latencies),
+            p95_ms=sum(one.p95_ms for one in latencies),
+            p99_ms=sum(one.p99_ms for one in latencies),
+            texts_per_second=1 / sum(1 / one.texts_per_second for one in latencies),
+        )
+    sizes = [part.bytes for part in parts]
+    return Measured.of(
+        run.kind,
+        faculty.together("test", run.kind.nature),
+        layout(run, faculty, "test"),
+        split.inputs,
+        bytes=None if None in sizes else sum(size or 0 for size in sizes),
+        latency=latency,
+    )
+
+
+def _measured_voice(run: Run, voice: Voice, folder: Path | None) -> Measured:
+    encoded = layout(run, Faculty([voice]), "test")
+    inputs = run.data.test.inputs
+    if folder is None:
+        return Measured.of(run.kind, voice.answers["test"], encoded, inputs)
+    latency = Latency(**json.loads((folder / _LATENCY).read_text("utf-8")))
+    size = (folder / FILES["fp32"]).stat().st_size
+    return Measured.of(run.kind, voice.answers["test"], encoded, inputs, bytes=size, latency=latency)
+
+
+def _size(voices: Sequence[Voice]) -> tuple[int, int] | None:
+    sizes = [parameters(voice.network) for voice in voices if voice.network is not None]
+    return (sum(one[0] for one in sizes), sum(one[1] for one in sizes)) if sizes else None
 
 
 def _counting(run: Run, total: int, start: float, end: float) -> Callable[[int], None]:
@@ -597,15 +348,19 @@ def _counting(run: Run, total: int, start: float, end: float) -> Callable[[int],
 
 
 def _publish(
-    run: Run, teaching: Teaching, folder: Path, document: dict[str, Any], differing: list[dict[str, Any]]
+    run: Run, faculty: Faculty, folder: Path, document: dict[str, Any], differing: list[dict[str, Any]]
 ) -> None:
     document["seconds"] = dict(run.seconds)
-    export.write_golden(folder, run.data.test.texts)
+    export.write_golden(folder, run.data.test.inputs)
+    write_card(folder, document, run.spec)
     export.finish(
         folder,
         document,
         run.spec,
         data=run.data.hashes,
-        teacher={"reference": _local_teacher(run.spec).model, "identity": teaching.identity},
+        teacher={
+            "reference": ", ".join(voice.name for voice in faculty.voices),
+            "identity": ", ".join(voice.identity for voice in faculty.voices),
+        },
         disagreements=differing,
     )

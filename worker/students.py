@@ -1,36 +1,35 @@
-"""Builds a student before its training: from the teacher's own layers, of random weights, or from another checkpoint.
+"""Builds a student before its training: from the teacher's own weights, of random ones, or from another checkpoint.
 
 Most of a small encoder's parameters are its embedding, so a student may keep only the tokens that its training rows
-use. Its tokenizer is then rebuilt to match. Whatever could be encoded before still can be: every special token and
-every single character or byte stays, and a text whose tokens all stay is cut into the very same tokens.
+use; its tokenizer is then rebuilt to match (`worker.vocabulary`). It may also be narrower (`worker.narrowing`).
 
 Does not know datasets, objectives or training.
 """
 
-import json
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import copy
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol, assert_never, cast
+from typing import Any, Protocol, assert_never
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import BertConfig, PreTrainedModel
 
+from models import inputs as reading
 from models.errors import JobFailure
+from models.inputs import Input
 from models.specs import FreshStudent, PretrainedStudent, StudentFromTeacher
 from models.specs import Student as StudentSpec
-from worker.signals import check_positions, open_folder, positions
+from worker.folders import Head, check_positions, class_of, name_outputs, open_folder, positions
+from worker.narrowing import check_narrower, narrow
+from worker.vocabulary import Vocabulary, no_smaller, shrink, texts_of
 
-_CHUNK = 8192
-# Rows of the table that no text ever reaches; they are the last to be kept.
-_UNUSED = re.compile(r"\[unused\d+\]|<unused_?\d+>|madeupword\d+|<extra_id_\d+>", re.IGNORECASE)
-_NAMED_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+_SAMPLED = 128
+"""Training inputs from which a narrower student learns what is important in its teacher."""
+_SAMPLED_TOKENS = 128
 
 
 class Original(Protocol):
@@ -45,46 +44,66 @@ class Original(Protocol):
 
 @dataclass(frozen=True)
 class Student:
-    """A classifier in evaluation mode, float32, on the CPU, and its fast tokenizer."""
+    """A network with a head, in evaluation mode, float32, on the CPU, and its fast tokenizer."""
 
     network: PreTrainedModel
     tokenizer: Any
+    kept: NDArray[np.int64] | None
+    """(V,) the id that each of its tokens has for the teacher; None where the two cut a text in different ways."""
 
 
 def build(
     spec: StudentSpec,
-    teacher: Original,
-    train_texts: Sequence[str],
+    teacher: Original | None,
+    train_inputs: Sequence[Input],
     labels: Sequence[str],
     *,
+    head: Head,
     seed: int,
     find_folder: Callable[[str], Path],
     max_length: int | None = None,
     pointer: str = "/stages/0/student",
 ) -> Student:
-    """The student that `spec` describes, with one output for each of `labels`, in their order.
+    """The student that `spec` describes, with a `head` for `labels`, in their order.
 
-    `train_texts` decide which tokens a smaller vocabulary keeps. `find_folder` turns the reference of a pretrained
+    `teacher` has that head already; it may be None for a pretrained student. `train_inputs` decide which tokens a
+    smaller vocabulary keeps, and which parts a narrower network. `find_folder` turns the reference of a pretrained
     student into a checked folder; its network must be able to read `max_length` tokens. The same arguments give the
     same weights; the teacher and the global random state are left as they were. The codes of the `JobFailure` are
-    impossible_layers, vocabulary_too_small, vocabulary_unsupported, architecture_unsupported, max_length_too_long, and
-    those of opening a folder.
+    impossible_layers, impossible_student, narrower_unsupported, vocabulary_too_small, vocabulary_unsupported,
+    architecture_unsupported, no_network, max_length_too_long, and those of opening a folder.
     """
     match spec:
         case StudentFromTeacher():
-            chosen = _chosen_layers(spec, teacher.network, pointer)
-            vocabulary = _vocabulary(spec.vocabulary, teacher, train_texts, pointer)
-            return _from_teacher(teacher, chosen, vocabulary, pointer)
+            original = _needed(teacher, spec.kind, pointer)
+            chosen = _chosen_layers(spec, original.network, pointer)
+            vocabulary = _vocabulary(spec.vocabulary, original, train_inputs, pointer)
+            network = _narrowed(spec, original, train_inputs, max_length, pointer)
+            return _from_teacher(network, chosen, vocabulary, pointer)
         case FreshStudent():
-            vocabulary = _vocabulary(spec.vocabulary, teacher, train_texts, pointer)
-            return _fresh(spec, teacher, vocabulary, labels, seed)
+            original = _needed(teacher, spec.kind, pointer)
+            vocabulary = _vocabulary(spec.vocabulary, original, train_inputs, pointer)
+            return _fresh(spec, original, vocabulary, labels, head, seed)
         case PretrainedStudent():
-            opened = open_folder(find_folder(spec.model), labels, seed=seed, pointer=f"{pointer}/model")
+            opened = open_folder(find_folder(spec.model), labels, head=head, seed=seed, pointer=f"{pointer}/model")
             if max_length is not None:
                 check_positions(opened.network, max_length, "student")
-            return Student(opened.network, opened.tokenizer)
+            same = teacher is not None and teacher.tokenizer.get_vocab() == opened.tokenizer.get_vocab()
+            kept = np.arange(len(opened.tokenizer), dtype=np.int64) if same else None
+            return Student(opened.network, opened.tokenizer, kept)
         case _:
             assert_never(spec)
+
+
+def _needed(teacher: Original | None, kind: str, pointer: str) -> Original:
+    if teacher is None:
+        raise JobFailure(
+            f"a {kind} student is made from a network, and the teacher has none",
+            code="no_network",
+            hint="choose a student of the kind pretrained",
+            pointer=f"{pointer}/kind",
+        )
+    return teacher
 
 
 def parameters(network: nn.Module) -> tuple[int, int]:
@@ -159,8 +178,7 @@ def _unsupported(network: PreTrainedModel, pointer: str) -> JobFailure:
     )
 
 
-def _from_teacher(teacher: Original, chosen: Sequence[int], vocabulary: "Vocabulary", pointer: str) -> Student:
-    network = teacher.network
+def _from_teacher(network: PreTrainedModel, chosen: Sequence[int], vocabulary: Vocabulary, pointer: str) -> Student:
     layers = _layer_list(network, pointer)
     embedding = network.get_input_embeddings()
     table = next(name for name, module in network.named_modules() if module is embedding) + ".weight"
@@ -187,11 +205,11 @@ def _from_teacher(teacher: Original, chosen: Sequence[int], vocabulary: "Vocabul
         student.load_state_dict({name: tensor.detach().to("cpu", torch.float32) for name, tensor in weights.items()})
     except (RuntimeError, ValueError, KeyError, TypeError, IndexError) as error:
         raise _unsupported(network, pointer) from error
-    return Student(student.eval(), vocabulary.tokenizer)
+    return Student(student.eval(), vocabulary.tokenizer, vocabulary.kept)
 
 
 def _fresh(
-    spec: FreshStudent, teacher: Original, vocabulary: "Vocabulary", labels: Sequence[str], seed: int
+    spec: FreshStudent, teacher: Original, vocabulary: Vocabulary, labels: Sequence[str], head: Head, seed: int
 ) -> Student:
     config = BertConfig(
         vocab_size=len(vocabulary.kept),
@@ -201,40 +219,45 @@ def _fresh(
         intermediate_size=spec.intermediate_size,
         max_position_embeddings=positions(teacher.network) or 512,
         pad_token_id=vocabulary.tokenizer.pad_token_id,
-        id2label=dict(enumerate(labels)),
-        label2id={name: index for index, name in enumerate(labels)},
     )
+    name_outputs(config, head, labels)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which reseeds every GPU too
-        network = BertForSequenceClassification(config)
-    return Student(network.eval(), vocabulary.tokenizer)
+        network = class_of(head).from_config(config)
+    return Student(network.eval(), vocabulary.tokenizer, vocabulary.kept)
+
+
+# --- width ------------------------------------------------------------------------------------------------------------
+
+
+def _narrowed(
+    spec: StudentFromTeacher, teacher: Original, inputs: Sequence[Input], max_length: int | None, pointer: str
+) -> PreTrainedModel:
+    """The teacher's network at the widths that `spec` asks for; the teacher's own where it asks for none."""
+    widths = check_narrower(teacher.network, spec.hidden_size, spec.heads, spec.intermediate_size, pointer=pointer)
+    if widths is None:
+        return teacher.network
+    places = np.unique(np.linspace(0, max(len(inputs) - 1, 0), min(_SAMPLED, len(inputs))).astype(int))
+    backend = copy.deepcopy(teacher.tokenizer.backend_tokenizer)
+    length = min(max_length or _SAMPLED_TOKENS, _SAMPLED_TOKENS)
+    found = reading.encode(backend, [inputs[place] for place in places], max_length=length)
+    typed = (getattr(teacher.network.config, "type_vocab_size", 0) or 0) > 1
+    batches = [
+        {"input_ids": torch.tensor([one.ids]), **({"token_type_ids": torch.tensor([one.type_ids])} if typed else {})}
+        for windows in found
+        for one in windows[:1]
+    ]
+    return narrow(teacher.network, batches, widths, pointer=pointer)
 
 
 # --- vocabulary -------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Vocabulary:
-    """A tokenizer and, for each of its ids, the id that the same token had in the original's table: `kept` (V,)."""
-
-    tokenizer: Any
-    kept: NDArray[np.int64]
-
-    def special_ids(self, settings: Mapping[str, Any]) -> dict[str, int | None]:
-        """A config's `pad_token_id` and its like, in the new ids; None for one whose token is gone."""
-        new = {int(old): index for index, old in enumerate(self.kept)}
-        return {
-            name: new.get(value)
-            for name, value in settings.items()
-            if name.endswith("_token_id") and isinstance(value, int)
-        }
-
-
-def _vocabulary(size: int | None, teacher: Original, texts: Sequence[str], pointer: str) -> Vocabulary:
+def _vocabulary(size: int | None, teacher: Original, inputs: Sequence[Input], pointer: str) -> Vocabulary:
     rows = int(teacher.network.get_input_embeddings().num_embeddings)
     if size is None or size >= min(rows, len(teacher.tokenizer)):
         return Vocabulary(teacher.tokenizer, np.arange(rows, dtype=np.int64))
-    vocabulary = shrink(teacher.tokenizer, texts, size, pointer=f"{pointer}/vocabulary")
+    vocabulary = shrink(teacher.tokenizer, texts_of(inputs), size, pointer=f"{pointer}/vocabulary")
     # RoBERTa's kind counts positions from the padding id on, so that id may not move.
     moved = vocabulary.tokenizer.pad_token_id != teacher.tokenizer.pad_token_id
     counted = any(
@@ -242,192 +265,5 @@ def _vocabulary(size: int | None, teacher: Original, texts: Sequence[str], point
         for name, module in teacher.network.named_modules()
     )
     if moved and counted:
-        raise _no_smaller("its positions are counted from a padding id that would move", f"{pointer}/vocabulary")
+        raise no_smaller("its positions are counted from a padding id that would move", f"{pointer}/vocabulary")
     return vocabulary
-
-
-def _no_smaller(why: str, pointer: str) -> JobFailure:
-    return JobFailure(
-        f"the vocabulary cannot be made smaller: {why}",
-        code="vocabulary_unsupported",
-        hint="leave vocabulary out",
-        pointer=pointer,
-    )
-
-
-def shrink(tokenizer: Any, texts: Sequence[str], size: int, *, pointer: str = "/student/vocabulary") -> Vocabulary:
-    """`tokenizer` with `size` tokens: all that nothing may lack, then those that `texts` use most.
-
-    The order of the tokens stays, and the padding token keeps its id where it can. Raises `JobFailure` with the code
-    vocabulary_too_small (and the minimum) or vocabulary_unsupported.
-    """
-    document = json.loads(tokenizer.backend_tokenizer.to_str())
-    table = _table(document, pointer)
-    added = {str(token["content"]): int(token["id"]) for token in document["added_tokens"]}
-    ids = table | added
-    named = {getattr(tokenizer, name) for name in _NAMED_TOKENS} - {None}
-    needed = {*added, *(token for token in named if token in ids), *_indispensable(document["model"], table)}
-    if size < len(needed):
-        raise JobFailure(
-            f"a vocabulary of {size} is too small: special tokens and single characters alone are {len(needed)}",
-            code="vocabulary_too_small",
-            hint=f"ask for at least {len(needed)}",
-            pointer=pointer,
-        )
-    counts = _counts(tokenizer.backend_tokenizer, texts, max(ids.values()) + 1)
-    ranked = sorted(
-        (token for token in table if token not in needed),
-        key=lambda token: (-int(counts[table[token]]), _UNUSED.fullmatch(token) is not None, table[token]),
-    )
-    chosen = _choose(document["model"], table, needed, ranked, size)
-    inside = sorted((token for token in chosen if token in table), key=table.__getitem__)
-    pad = tokenizer.pad_token
-    if pad in table:
-        inside.remove(pad)
-        inside.insert(min(table[pad], len(inside)), pad)
-    # The tokenizers library numbers added tokens that are not in its table after those that are.
-    order = [*inside, *sorted((token for token in chosen if token not in table), key=ids.__getitem__)]
-    _rewrite(document, {token: index for index, token in enumerate(order)}, pointer)
-    return Vocabulary(_rebuilt(document, tokenizer), np.array([ids[token] for token in order], np.int64))
-
-
-def _table(document: Mapping[str, Any], pointer: str) -> dict[str, int]:
-    """The tokenizer's own tokens and their ids, without added ones."""
-    model = document["model"]
-    kind = model.get("type")
-    if kind == "Unigram":
-        pieces = [str(piece) for piece, _ in model["vocab"]]
-        if len(set(pieces)) == len(pieces):
-            return {piece: index for index, piece in enumerate(pieces)}
-    # Marks at the ends of words make a merge's two parts differ from their text.
-    marked = kind == "BPE" and (model.get("end_of_word_suffix") or model.get("continuing_subword_prefix"))
-    if kind == "WordPiece" or (kind == "BPE" and not marked):
-        return dict(model["vocab"])
-    raise _no_smaller(f"the tokenizer is of the kind {kind!r}", pointer)
-
-
-def _indispensable(model: Mapping[str, Any], table: Mapping[str, int]) -> set[str]:
-    """Tokens without which some text that could be encoded no longer could be.
-
-    Every single character or byte, and, of those tokens that are longer, each with a character that does not stand in
-    the table by itself.
-    """
-    prefix = model.get("continuing_subword_prefix") or "" if model["type"] == "WordPiece" else ""
-    singles = {token for token in table if len(token) == 1 or (prefix and len(token.removeprefix(prefix)) == 1)}
-    singles |= {token for token in table if re.fullmatch(r"<0x[0-9A-F]{2}>", token)}
-    if model["type"] == "BPE":
-        return singles  # its tokens are merged from single characters, so a longer one never stands alone
-    found = set(singles)
-    if model["type"] == "Unigram":
-        found.add(model["vocab"][model["unk_id"]][0])
-    for token in table:
-        inner = bool(prefix) and token.startswith(prefix)
-        characters = token.removeprefix(prefix) if inner else token
-        parts = [f"{prefix}{character}" if inner or place else character for place, character in enumerate(characters)]
-        if not _UNUSED.fullmatch(token) and any(part not in singles for part in parts):
-            found.add(token)
-    return found
-
-
-def _counts(backend: Tokenizer, texts: Sequence[str], size: int) -> NDArray[np.int64]:
-    """How often each id stands in `texts`."""
-    counts = np.zeros(size, np.int64)
-    for start in range(0, len(texts), _CHUNK):
-        found = backend.encode_batch_fast(list(texts[start : start + _CHUNK]), add_special_tokens=False)
-        ids = [identifier for encoding in found for identifier in encoding.ids]
-        counts += np.bincount(np.array(ids, np.int64), minlength=size)
-    return counts
-
-
-def _choose(
-    model: Mapping[str, Any], table: Mapping[str, int], needed: Iterable[str], ranked: Sequence[str], size: int
-) -> set[str]:
-    """The needed tokens and the first ranked ones that fit. In BPE a token brings those that it is merged from."""
-    chosen = set(needed)
-    merges = _merges(model) if model["type"] == "BPE" else {}
-    for token in ranked:
-        if len(chosen) >= size:
-            break
-        parts = {part for part in _derivation(token, merges) if part in table} if merges else set()
-        wanted = (parts | {token}) - chosen
-        if len(chosen) + len(wanted) <= size:
-            chosen |= wanted
-    return chosen
-
-
-def _merges(model: Mapping[str, Any]) -> dict[tuple[str, str], int]:
-    """A merge's two parts to its rank. Older files write the parts as one text with a space."""
-    pairs = (tuple(merge.split(" ", 1)) if isinstance(merge, str) else tuple(merge) for merge in model["merges"])
-    return {cast("tuple[str, str]", pair): rank for rank, pair in enumerate(pairs)}
-
-
-def _derivation(token: str, merges: Mapping[tuple[str, str], int]) -> set[str]:
-    """Every token that stands there for a while when BPE builds `token` out of its characters.
-
-    Inside of a text the same merges happen in the same order, because none crosses the token's ends.
-    """
-    parts = list(token)
-    seen = set(parts)
-    while len(parts) > 1:
-        pairs = [(merges[pair], place) for place, pair in enumerate(pairwise(parts)) if pair in merges]
-        if not pairs:
-            break
-        _, place = min(pairs)
-        parts[place : place + 2] = ["".join(parts[place : place + 2])]
-        seen.add(parts[place])
-    return seen
-
-
-def _rewrite(document: dict[str, Any], new: Mapping[str, int], pointer: str) -> None:
-    """Puts the new ids everywhere in a `tokenizer.json` that an id stands."""
-    model = document["model"]
-    if model["type"] == "Unigram":
-        scores = dict(model["vocab"])
-        unknown = model["vocab"][model["unk_id"]][0]
-        model["vocab"] = [[token, scores[token]] for token in new if token in scores]
-        model["unk_id"] = new[unknown]
-    else:
-        model["vocab"] = {token: index for token, index in new.items() if token in model["vocab"]}
-    if model["type"] == "BPE":
-        model["merges"] = [
-            list(pair) for pair in _merges(model) if pair[0] in new and pair[1] in new and "".join(pair) in new
-        ]
-    for token in document["added_tokens"]:
-        token["id"] = new[token["content"]]
-    document["added_tokens"].sort(key=lambda token: token["id"])
-    document["padding"] = document["truncation"] = None
-    _rewrite_processor(document.get("post_processor"), new, pointer)
-
-
-def _rewrite_processor(processor: dict[str, Any] | None, new: Mapping[str, int], pointer: str) -> None:
-    match processor:
-        case None | {"type": "ByteLevel"}:
-            return
-        case {"type": "Sequence", "processors": processors}:
-            for part in processors:
-                _rewrite_processor(part, new, pointer)
-        case {"type": "TemplateProcessing", "special_tokens": tokens}:
-            for entry in tokens.values():
-                entry["ids"] = [new[token] for token in entry["tokens"]]
-        case {"type": "BertProcessing" | "RobertaProcessing"}:
-            for name in ("sep", "cls"):
-                processor[name] = [processor[name][0], new[processor[name][0]]]
-        case _:
-            raise _no_smaller(f"the tokenizer's post-processor is of the kind {processor.get('type')!r}", pointer)
-
-
-def _rebuilt(document: Mapping[str, Any], original: Any) -> Any:
-    """A fast tokenizer around `document`, with the original's named tokens and manners.
-
-    Not of the original's class: some classes build their parts anew from a few settings when they are loaded, and this
-    one takes `tokenizer.json` as it is, as the server does.
-    """
-    return PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(document)),
-        model_max_length=original.model_max_length,
-        model_input_names=list(original.model_input_names),
-        padding_side=original.padding_side,
-        truncation_side=original.truncation_side,
-        clean_up_tokenization_spaces=False,
-        **{name: getattr(original, name) for name in _NAMED_TOKENS if getattr(original, name) is not None},
-    )

@@ -30,7 +30,7 @@ from models.errors import ArtifactDamaged, Fenced, LimbeckError, Missing, Storag
 from models.gates import Bounds, Decision, decide
 from models.lifecycle import Bell, Claimed, Happening, NewStudent, Point
 from models.settings import Settings
-from models.specs import LocalTeacher, PretrainedStudent, ResolvedSpec, SplitByDataset
+from models.specs import LocalTeacher, PretrainedStudent, ResolvedSpec, SelfTeacher, SplitByDataset
 from models.tables import ENDED, Dataset, Job, Student, Teacher, new_id
 from worker.child import TRAINER, Child
 from worker.lease import Lease
@@ -227,7 +227,8 @@ class _Attempt:
         return found
 
     def _models(self, spec: ResolvedSpec) -> dict[str, Path]:
-        texts = [teacher.model for teacher in spec.teachers if isinstance(teacher, LocalTeacher)]
+        teachers = [teacher for teacher in spec.teachers if isinstance(teacher, LocalTeacher | SelfTeacher)]
+        texts = [teacher.model for teacher in teachers if teacher.model is not None]
         texts += [stage.student.model for stage in spec.stages if isinstance(stage.student, PretrainedStudent)]
         found = {}
         for text in texts:

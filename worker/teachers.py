@@ -24,11 +24,18 @@ from transformers import PreTrainedModel
 from models import references
 from models.errors import JobFailure, Missing
 from models.references import Reference
+from worker.folders import Head, check_folder, check_positions, fingerprint, open_folder
 from worker.protocol import Assignment
-from worker.signals import check_folder, check_positions, fingerprint, open_folder
 
 # All that a checkpoint needs. Anything else in a repository is neither fetched nor opened.
 _FILES = ["*.safetensors", "*.json", "*.txt"]
+_TRAINED_FOR: Mapping[Head, str] = {
+    "one_label": "classification",
+    "labels": "classification",
+    "number": "regression (one output)",
+    "tags": "token classification",
+    "span": "question answering",
+}
 
 
 @dataclass(frozen=True)
@@ -40,9 +47,9 @@ class OpenTeacher:
     folder: Path
     label_names: tuple[str, ...]
     identity: str
-    """SHA-256 over weights, config, tokenizer and the order of the labels: the teacher's part of a signal's key.
+    """SHA-256 over weights, config, tokenizer, head and the order of the labels: the teacher's part of a signal's key.
 
-    Holds for the network as it was opened; after fine-tuning take `signals.fingerprint_of`.
+    Holds for the network as it was opened; after fine-tuning take `folders.fingerprint_of`.
     """
 
 
@@ -75,6 +82,7 @@ def open_teacher(
     folder: Path,
     labels: Sequence[str],
     *,
+    head: Head,
     fine_tune: bool,
     seed: int = 0,
     renamed: Mapping[str, str] | None = None,
@@ -83,14 +91,14 @@ def open_teacher(
 ) -> OpenTeacher:
     """The teacher in `folder` with its outputs in the order of `labels`, in evaluation mode, float32, on the CPU.
 
-    With `fine_tune` a head is drawn from `seed` where the checkpoint has none for these labels. Without it the
+    With `fine_tune` a `head` is drawn from `seed` where the checkpoint has none for these labels. Without it the
     checkpoint must have one, and the names of its labels (after `renamed`, the spec's `labels`) must be these. The
-    codes of the `JobFailure` are no_head, labels_disagree, max_length_too_long and those of `signals.open_folder`.
+    codes of the `JobFailure` are no_head, labels_disagree, max_length_too_long and those of `folders.open_folder`.
     """
-    opened = open_folder(folder, labels, seed=seed, pointer=f"{pointer}/model", renamed=renamed)
+    opened = open_folder(folder, labels, head=head, seed=seed, pointer=f"{pointer}/model", renamed=renamed)
     if not fine_tune and not opened.has_head:
         raise JobFailure(
-            "the checkpoint has no head that was trained for classification",
+            f"the checkpoint has no head that was trained for {_TRAINED_FOR[head]}",
             code="no_head",
             hint='add "fine_tune": {} to the teacher, which trains it on the labelled rows first',
             pointer=f"{pointer}/fine_tune",
@@ -99,7 +107,8 @@ def open_teacher(
         raise _disagreement(opened.own_labels, labels, renamed, pointer)
     if max_length is not None:
         check_positions(opened.network, max_length, "teacher")
-    identity = hashlib.sha256(json.dumps([fingerprint(folder), list(labels), list(opened.own_labels)]).encode())
+    parts = [fingerprint(folder), head, list(labels), list(opened.own_labels)]
+    identity = hashlib.sha256(json.dumps(parts).encode())
     return OpenTeacher(opened.network, opened.tokenizer, folder, tuple(labels), identity.hexdigest())
 
 

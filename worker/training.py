@@ -1,4 +1,4 @@
-"""The training loop, and the pass that only asks a network for its logits.
+"""The training loop.
 
     for every epoch, for every batch of it:
         seed this step · for every micro-batch: forward, losses over the batch's true counts, backward
@@ -21,9 +21,8 @@ import math
 import random
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, assert_never
+from typing import Literal, assert_never
 
 import numpy as np
 import torch
@@ -33,28 +32,32 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from models.errors import JobFailure
-from models.specs import Objective, Reserved, Schedule
+from models.specs import FEATURES, HardLabels, Objective, Schedule
+from worker.asking import autocast, is_out_of_memory, known, out_of_memory, to_device
 from worker.checkpoints import Checkpoint, Checkpoints
-from worker.data import Encoded, batches, collate, in_order, micro_batches
-from worker.objectives import active, needs_teacher, total, valid_rows
+from worker.data import batches, collate, micro_batches
+from worker.features import Features, counts
+from worker.objectives import (
+    NO_LABEL,
+    Heard,
+    Terms,
+    active,
+    features,
+    needs_teacher,
+    outputs,
+    total,
+    valid_rows,
+    weight,
+)
+from worker.outputs import TrainingSet, asked, logits_of
+from worker.preflight import step_zero
 from worker.protocol import Report, Stopped, StopReason
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 _REPORT_EVERY = 10
 # Writing checkpoints may take a fiftieth of the time; one at an epoch's end, a tenth of the epoch.
 _CHECKPOINT_SHARE, _EPOCH_CHECKPOINT_SHARE = 0.02, 0.1
 # After a CUDA out-of-memory error the network gets a quarter of the tokens at once: a half rarely helps.
 _SMALLER = 4
-
-
-@dataclass(frozen=True)
-class TrainingSet:
-    encoded: Encoded
-    targets: Tensor
-    """(N,) int64 class numbers, -1 where a row has no label."""
-    teacher_logits: Tensor | None = None
-    """(N, C) float32, raw."""
 
 
 @dataclass(frozen=True)
@@ -67,89 +70,6 @@ class Outcome:
     seconds: float
     """Spent in training, validation included, over all attempts."""
     examples_per_second: float
-
-
-# --- the device -------------------------------------------------------------------------------------------------------
-
-
-def make_accelerator(device: Literal["cpu", "gpu"]) -> Accelerator:
-    """The processes and the device of this job; torchrun's environment says how many processes there are.
-
-    It never mixes precisions itself: Accelerate fixes one for the life of a process, and a teacher may be trained in
-    another than its student. `train` and `predict_logits` open their own autocast. Raises `JobFailure` (`no_gpu`).
-    """
-    if device == "gpu" and not torch.cuda.is_available():
-        raise JobFailure(
-            "this worker has no GPU that torch can use",
-            code="no_gpu",
-            hint='use "device": "auto" or "cpu", or start a worker on a machine with a GPU',
-            pointer="/resources/device",
-        )
-    return Accelerator(cpu=device == "cpu", mixed_precision="no")
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """The context of a forward pass. `auto` is bf16 where the hardware multiplies it fast, and fp32 elsewhere."""
-    enabled = precision == "bf16" or (precision == "auto" and _fast_bf16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-
-def _fast_bf16(device: torch.device) -> bool:
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    capabilities = torch.cpu.get_capabilities()
-    return any(bool(capabilities.get(name)) for name in ("avx512_bf16", "amx_bf16"))
-
-
-# --- logits -----------------------------------------------------------------------------------------------------------
-
-
-def predict_logits(
-    network: nn.Module,
-    encoded: Encoded,
-    *,
-    device: torch.device,
-    batch_tokens: int = 4096,
-    precision: Precision = "auto",
-    on_rows: Callable[[int], None] | None = None,
-) -> Tensor:
-    """(N, C) float32 logits on the CPU, in the order of the rows.
-
-    The network is moved to `device`, runs without dropout, and is left in the mode in which it came. `on_rows` is told
-    after each batch how many rows are done, and may raise to stop. Raises `JobFailure` (`out_of_memory`).
-    """
-    was_training = network.training
-    network.to(device).eval()
-    parts: list[Tensor] = []
-    plan = in_order(encoded.lengths, batch_tokens)
-    done = 0
-    try:
-        with torch.inference_mode(), autocast(device, precision):
-            for rows in plan:
-                parts.append(network(**_to(device, collate(encoded, rows))).logits.float())
-                done += len(rows)
-                if on_rows is not None:
-                    on_rows(done)
-            if not parts:
-                return torch.empty(0, 0)
-            together = torch.cat(parts).cpu()
-    except RuntimeError as error:
-        if _is_out_of_memory(error):
-            raise _out_of_memory() from error
-        raise
-    finally:
-        network.train(was_training)
-    # Outside inference mode, so that the result may be used in training.
-    logits = torch.empty(together.shape)
-    logits[torch.from_numpy(np.concatenate(plan))] = together
-    return logits
-
-
-def _to(device: torch.device, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    if device.type == "cpu":
-        return tensors
-    # Only a copy from pinned memory does not wait for the device.
-    return {name: tensor.pin_memory().to(device, non_blocking=True) for name, tensor in tensors.items()}
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -175,6 +95,9 @@ def train(
     deadline: float | None = None,
     score: str = "accuracy",
     max_steps: int | None = None,
+    matching: Features | None = None,
+    past: "Past | None" = None,
+    look_first: bool = False,
 ) -> Outcome:
     """Trains `network` in place; at return it holds the weights of its best epoch, in evaluation mode.
 
@@ -182,7 +105,11 @@ def train(
     unit that is finished is only read back, one that was begun goes on. `on_progress(done, total)` counts optimizer
     steps; the total is an estimate, since epochs differ by a few batches. `deadline` is in `time.monotonic()`.
     `max_steps`: exactly so many steps, round and round the rows, in place of the schedule's epochs and patience; a
-    control arm gets its twin's number.
+    control arm gets its twin's number. `matching` has the feature objectives and their teacher, `past` the network's
+    own moving average when that is the teacher. `look_first`: what share of the first step's gradient comes from the
+    teacher is asked by a pass of its own that changes nothing, and reported as `distillation_gradient_share`.
+
+    Where no objective trains an answer nothing is validated, and the last epoch's weights are kept.
 
     Metrics go to `report` under (arm, stage, phase), at the first step and every tenth: `loss`, one for each kind of
     objective, `learning_rate`, `examples_per_second`; and `validation_…` after each epoch.
@@ -193,49 +120,58 @@ def train(
     network.to(accelerator.device)
     done = checkpoints.finished(unit)
     if done is not None:
-        network.load_state_dict(done.tensors)
+        network.load_state_dict(_under("", done.tensors, without="past."))
+        if past is not None:
+            past.network.load_state_dict(_under("past.", done.tensors))
         network.eval()
         return Outcome(**done.state)
 
-    run = _Run(network, data, active(objectives), schedule, accelerator, seed=seed, unit=unit, max_steps=max_steps)
+    run = _Run(
+        network,
+        data,
+        active(objectives),
+        schedule,
+        accelerator,
+        seed=seed,
+        unit=unit,
+        max_steps=max_steps,
+        matching=matching,
+        past=past,
+    )
     _resume(run, checkpoints, report, unit)
     saving = _Saving(run, checkpoints, report, unit=unit, seconds=checkpoint_seconds)
     metrics = _Metrics(run, report, arm, stage, phase)
+    answers_are_trained = bool(outputs(run.objectives))
 
     network.train()
+    if look_first:
+        metrics.before(run.share_of_distillation())
     while not run.over:
         plan = run.plan()
         for rows in plan[run.at.batch :]:
             if run.at.step == max_steps:
                 break
-            verdict = _verdict(run, report, deadline)
-            if verdict == "time_limit":
-                raise JobFailure(
-                    f"the time for training was over after {run.at.step} steps",
-                    code="time_limit",
-                    hint="raise max_seconds, or train for fewer epochs or on fewer rows",
-                    pointer="/max_seconds",
-                )
-            if verdict is not None:
-                saving.save()
-                raise Stopped(verdict)
+            _stop_if_asked(run, report, deadline, saving)
             rate = run.step(rows, *run.share_done(len(plan)))
             metrics.after_step(rate)
             if accelerator.is_main_process:
                 on_progress(run.at.step, run.total_steps(len(plan)))
             saving.after_step()
-        network.eval()
-        scores = validate(network)
-        network.train()
-        metrics.after_epoch(scores)
-        run.finish_epoch(scores[score])
+        if answers_are_trained:
+            network.eval()
+            scores = validate(network)
+            network.train()
+            metrics.after_epoch(scores)
+            run.finish_epoch(scores[score])
+        else:
+            run.finish_epoch(float(run.at.epoch))
         saving.after_epoch()
 
     network.load_state_dict(run.best)
     network.eval()
     outcome = run.outcome()
     if accelerator.is_main_process:
-        checkpoints.finish(unit, run.best, asdict(outcome))
+        checkpoints.finish(unit, run.best | run.past_tensors(), asdict(outcome))
     accelerator.wait_for_everyone()
     return outcome
 
@@ -247,6 +183,20 @@ def _resume(run: "_Run", checkpoints: Checkpoints, report: Report, unit: str) ->
     run.restore(begun)
     if run.accelerator.is_main_process:
         report.event("resumed", f"Training of {unit} goes on from step {begun.step}.", unit=unit, step=begun.step)
+
+
+def _stop_if_asked(run: "_Run", report: Report, deadline: float | None, saving: "_Saving") -> None:
+    verdict = _verdict(run, report, deadline)
+    if verdict == "time_limit":
+        raise JobFailure(
+            f"the time for training was over after {run.at.step} steps",
+            code="time_limit",
+            hint="raise max_seconds, or train for fewer epochs or on fewer rows",
+            pointer="/max_seconds",
+        )
+    if verdict is not None:
+        saving.save()
+        raise Stopped(verdict)
 
 
 def _verdict(run: "_Run", report: Report, deadline: float | None) -> StopReason | Literal["time_limit"] | None:
@@ -279,6 +229,22 @@ class _Position:
     """Steps whose losses are in the running sums."""
 
 
+@dataclass
+class Past:
+    """A moving average of a network's own weights, which teaches it (mean teacher, arXiv:1703.01780)."""
+
+    network: nn.Module
+    decay: float
+
+    def follow(self, network: nn.Module, step: int) -> None:
+        """After optimizer step `step` (1-based). The first steps count fully, so that the average soon forgets the
+        untrained weights."""
+        decay = min(self.decay, step / (step + 9))
+        with torch.no_grad():
+            for own, new in zip(self.network.parameters(), network.parameters(), strict=True):
+                own.lerp_(new.to(own.dtype), 1 - decay)
+
+
 class _Run:
     """A network on its way: weights, optimizer, position, best epoch."""
 
@@ -293,12 +259,23 @@ class _Run:
         seed: int,
         unit: str,
         max_steps: int | None,
+        matching: Features | None = None,
+        past: Past | None = None,
     ) -> None:
-        if not any(valid_rows(objectives, data.targets)):
+        self.taught = any(not isinstance(one, HardLabels) for one in objectives)
+        if not self.taught and not _labelled(data.targets).any():
             raise JobFailure("no training row has a label, and nothing else is to be learned", code="no_labels")
-        if needs_teacher(objectives) and data.teacher_logits is None:
+        if needs_teacher(objectives) and not data.teachers and past is None:
             raise ValueError("an objective needs the teacher's logits")
+        if features(objectives) and matching is None:
+            raise ValueError("an objective looks inside a teacher, and there is none")
         self.network = network
+        self.matching = matching
+        self.past = past
+        if matching is not None:
+            matching.to(accelerator.device)
+        if past is not None:
+            past.network.to(accelerator.device).eval()
         self.data = data
         self.objectives = objectives
         self.schedule = schedule
@@ -310,6 +287,8 @@ class _Run:
         self.best: dict[str, Tensor] = {}
         # Weight decay pulls matrices to zero; a bias or a norm's gain has no reason to go there.
         trained = [(name, value) for name, value in network.named_parameters() if value.requires_grad]
+        if matching is not None:
+            trained += [(f"matching.{name}", value) for name, value in matching.named_parameters()]
         trained.sort(key=lambda named: named[1].ndim < 2)
         self.names = [name for name, _ in trained]
         self.parameters = [value for _, value in trained]
@@ -378,6 +357,8 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
+        if self.past is not None:
+            self.past.follow(self.network, at.step + 1)
         self.running += values
         at.step, at.batch, at.unreported = at.step + 1, at.batch + 1, at.unreported + 1
         at.examples += len(rows)
@@ -389,10 +370,10 @@ class _Run:
         try:
             return self._accumulate(rows)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if self.at.reduced:
-                raise _out_of_memory() from error
+                raise out_of_memory() from error
         # Outside the handler: the exception's frames hold the tensors that must go.
         self.optimizer.zero_grad()
         if self.running.device.type == "cuda":
@@ -402,14 +383,14 @@ class _Run:
         try:
             return self._accumulate(rows)
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            raise _out_of_memory() from error
+            raise out_of_memory() from error
 
     def _accumulate(self, rows: NDArray[np.int64]) -> Tensor:
         """Adds the gradients of this process's share of `rows`; its part of the loss and of each objective's mean."""
         self._seed_step()
-        counts = valid_rows(self.objectives, self.data.targets[torch.from_numpy(rows)])
+        counts = self._counts(rows)
         own, scale = rows[self.accelerator.process_index :: self.accelerator.num_processes], 1.0
         if not len(own):
             # More processes than rows. A pass that counts nothing gives the parameters the gradients that the others
@@ -417,23 +398,93 @@ class _Run:
             own, scale = rows[:1], 0.0
         values = torch.zeros_like(self.running)
         for part in micro_batches(own, self.data.encoded.lengths, self.at.micro_batch_tokens):
-            inputs, teacher, targets = self._inputs(part)
-            with autocast(self.accelerator.device, self.schedule.precision):
-                logits = self.network(**inputs).logits
-            terms = total(self.objectives, logits, teacher, targets)
+            terms = self._terms(part)
             loss = terms.loss(counts) * scale
             torch.autograd.backward(loss)
             values += torch.stack([loss.detach(), *(mean.detach() * scale for mean in terms.means(counts))])
         return values
 
-    def _inputs(self, rows: NDArray[np.int64]) -> tuple[dict[str, Tensor], Tensor | None, Tensor]:
-        chosen = torch.from_numpy(rows)
-        tensors = {"targets": self.data.targets[chosen]}
-        if self.data.teacher_logits is not None:
-            tensors["teacher"] = self.data.teacher_logits[chosen]
-        inputs = _to(self.accelerator.device, collate(self.data.encoded, rows))
-        tensors = _to(self.accelerator.device, tensors)
-        return inputs, tensors.get("teacher"), tensors["targets"]
+    def _terms(self, rows: NDArray[np.int64]) -> Terms:
+        """Every objective on `rows`, by one forward pass of each network that is asked."""
+        device, shape = self.accelerator.device, self.data.shape
+        inputs = to_device(device, collate(self.data.encoded, rows))
+        known_of = asked(self.data, rows).to(device)
+        heard = known_of.heard
+        with autocast(device, self.schedule.precision):
+            if self.past is not None:
+                with torch.no_grad():
+                    own = logits_of(self.past.network(**known(self.past.network, inputs)), shape, known_of.places)
+                heard = Heard(own.float()[None], (1.0,), "logits")
+            if self.matching is not None:
+                self.matching.ask_teacher(inputs)
+            logits = logits_of(self.network(**known(self.network, inputs)), shape, known_of.places)
+        answers = total(
+            outputs(self.objectives),
+            logits,
+            heard,
+            known_of.targets,
+            nature=self.data.nature,
+            valid=known_of.valid,
+        )
+        found = dict(zip(_output_places(self.objectives), zip(answers.sums, answers.counts, strict=True), strict=True))
+        if self.matching is not None:
+            inside = self.matching.terms(inputs["attention_mask"])
+            found |= zip(_feature_places(self.objectives), inside, strict=True)
+        in_order_of_spec = [found[place] for place in range(len(self.objectives))]
+        return Terms(self.objectives, *zip(*in_order_of_spec, strict=True))
+
+    def _counts(self, rows: NDArray[np.int64]) -> list[int]:
+        """What each objective's sum is divided by: known from the rows alone."""
+        known_of = asked(self.data, rows)
+        answers = valid_rows(
+            outputs(self.objectives), known_of.targets, known_of.heard, nature=self.data.nature, valid=known_of.valid
+        )
+        found = dict(zip(_output_places(self.objectives), answers, strict=True))
+        inside = counts(features(self.objectives), self.data.encoded.lengths[rows])
+        found |= zip(_feature_places(self.objectives), inside, strict=True)
+        return [found[place] for place in range(len(self.objectives))]
+
+    def share_of_distillation(self) -> float | None:
+        """What share of the first step's gradient comes from the teacher, by norms; None where there is none.
+
+        A student's own past is none at the first step. Raises `JobFailure` (`no_gradient`) if the teacher moves
+        nothing: the student would learn from the labels alone. What is not finite or does not fit into memory is left
+        to the step itself, which can help it.
+        """
+        if not self.taught or self.past is not None or self.at.step:
+            return None
+        try:
+            norms = self._norms_by_source()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+        if not all(map(math.isfinite, norms)):
+            return None
+        share: float = step_zero(norms[0], sum(norms))
+        return share
+
+    def _norms_by_source(self) -> list[float]:
+        """The norms of the first micro-batch's gradient that comes from the teacher, and from the labels."""
+        part = micro_batches(self.plan()[0], self.data.encoded.lengths, self.at.micro_batch_tokens)[0]
+        self._seed_step()
+        terms = self._terms(part)
+        means = terms.means(self._counts(part))
+        norms = []
+        for labels in (False, True):
+            chosen = [
+                weight(one) * mean
+                for one, mean in zip(self.objectives, means, strict=True)
+                if isinstance(one, HardLabels) == labels and mean.requires_grad
+            ]
+            if not chosen:
+                norms.append(0.0)
+                continue
+            found = torch.autograd.grad(
+                torch.stack(chosen).sum(), self.parameters, retain_graph=True, allow_unused=True
+            )
+            norms.append(float(nn.utils.get_total_norm([one.double() for one in found if one is not None])))
+        return norms
 
     def _add_up(self, values: Tensor) -> Tensor:
         """`values` and the gradients, summed over the processes in one message."""
@@ -496,13 +547,24 @@ class _Run:
         for name, value in zip(self.names, self.parameters, strict=True):
             found |= {f"optimizer.{name}.{key}": moment for key, moment in self.optimizer.state.get(value, {}).items()}
         found |= {f"best.{name}": value for name, value in self.best.items()}
-        return found | {"running": self.running}
+        if self.matching is not None:
+            found |= {f"matching.{name}": value for name, value in self.matching.state_dict().items()}
+        return found | self.past_tensors() | {"running": self.running}
+
+    def past_tensors(self) -> dict[str, Tensor]:
+        if self.past is None:
+            return {}
+        return {f"past.{name}": value.detach().cpu() for name, value in self.past.network.state_dict().items()}
 
     def restore(self, checkpoint: Checkpoint) -> None:
         self.at = _Position(**checkpoint.state)
         tensors = checkpoint.tensors
         self.network.load_state_dict(_under("network.", tensors))
         self.best = _under("best.", tensors)
+        if self.matching is not None:
+            self.matching.load_state_dict(_under("matching.", tensors))
+        if self.past is not None:
+            self.past.network.load_state_dict(_under("past.", tensors))
         moments = {
             index: found
             for index, name in enumerate(self.names)
@@ -543,6 +605,10 @@ class _Metrics:
         self._of = (arm, stage, phase)
         self._since = (run.at.examples, time.monotonic())
 
+    def before(self, share_of_distillation: float | None) -> None:
+        if share_of_distillation is not None:
+            self._tell("distillation_gradient_share", share_of_distillation)
+
     def after_step(self, rate: float) -> None:
         at = self._run.at
         if at.step != 1 and at.step % _REPORT_EVERY:
@@ -554,7 +620,7 @@ class _Metrics:
         self._since = (at.examples, time.monotonic())
         speed = (self._since[0] - examples) / max(self._since[1] - then, 1e-9)
         self._tell("loss", loss)
-        kinds = [objective.kind for objective in self._run.objectives if not isinstance(objective, Reserved)]
+        kinds = [objective.kind for objective in self._run.objectives]
         for place, (kind, mean) in enumerate(zip(kinds, means, strict=True)):
             # A second objective of one kind, such as another temperature, is soft_targets_2.
             repeated = kinds[: place + 1].count(kind)
@@ -605,22 +671,24 @@ class _Saving:
         self._report.checkpoint(at.step, path)
 
 
-def _under(prefix: str, tensors: dict[str, Tensor], only: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """The tensors whose names begin with `prefix`, without it."""
+def _labelled(targets: Tensor) -> Tensor:
+    return ~targets.isnan() if targets.is_floating_point() else targets != NO_LABEL
+
+
+def _output_places(objectives: Sequence[Objective]) -> list[int]:
+    return [place for place, one in enumerate(objectives) if not isinstance(one, FEATURES)]
+
+
+def _feature_places(objectives: Sequence[Objective]) -> list[int]:
+    return [place for place, one in enumerate(objectives) if isinstance(one, FEATURES)]
+
+
+def _under(
+    prefix: str, tensors: dict[str, Tensor], only: Sequence[str] | None = None, without: str | None = None
+) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, and not with `without`; their names lack the prefix."""
+    if without is not None:
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(without)}
     if only is not None:
         return {name: tensors[prefix + name] for name in only if prefix + name in tensors}
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    # On the CPU torch has no class of its own for it.
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
-
-
-def _out_of_memory() -> JobFailure:
-    return JobFailure(
-        "there is not enough memory for this network and this many tokens at once",
-        code="out_of_memory",
-        hint="set micro_batch_tokens, lower max_length, or choose a smaller student",
-        pointer="/schedule/micro_batch_tokens",
-    )

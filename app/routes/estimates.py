@@ -4,14 +4,31 @@ The API has no torch and may not have the teacher's files; then there are no est
 preflight says the rest.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, assert_never
 
 from models import references
 from models.errors import Problem
-from models.specs import FreshStudent, JobSpec, LocalTeacher, PretrainedStudent, ResolvedSpec, StudentFromTeacher
+from models.specs import (
+    AttentionScores,
+    AttentionTransfer,
+    FreshStudent,
+    HiddenStates,
+    JobSpec,
+    LocalTeacher,
+    Objective,
+    PretrainedStudent,
+    QuestionAnswering,
+    Relations,
+    ResolvedSpec,
+    SelfTeacher,
+    Student,
+    StudentFromTeacher,
+    Task,
+    TokenClassification,
+)
 
 _WHERE_NAMES: Mapping[str, Mapping[str, str]] = {
     "bert": {},
@@ -21,6 +38,7 @@ _WHERE_NAMES: Mapping[str, Mapping[str, str]] = {
     "distilbert": {
         "hidden_size": "dim",
         "num_hidden_layers": "n_layers",
+        "num_attention_heads": "n_heads",
         "intermediate_size": "hidden_dim",
     },
 }
@@ -42,73 +60,79 @@ class _Shape:
     vocabulary: int
     hidden: int
     layers: int
+    heads: int
     intermediate: int
     positions: int
     token_types: int
     embedding: int
     pooler: bool
+    """Whether a head over the text as a whole stands on a pooler, which is part of BERT's body."""
 
-    def parameters(self) -> int:
-        """Of embeddings, layers and pooler; a task's head is a few thousand more."""
+    def parameters(self, task: Task) -> int:
+        """Of embeddings, layers and pooler; a task's last layers are a few thousand more."""
         embeddings = (self.vocabulary + self.positions + self.token_types + 2) * self.embedding
         project = 0 if self.embedding == self.hidden else (self.embedding + 1) * self.hidden
         attention = 4 * (self.hidden + 1) * self.hidden
         feed_forward = (2 * self.hidden + 1) * self.intermediate + self.hidden
-        pooler = (self.hidden + 1) * self.hidden if self.pooler else 0
+        whole = not isinstance(task, TokenClassification | QuestionAnswering)
+        pooler = (self.hidden + 1) * self.hidden if self.pooler and whole else 0
         return embeddings + project + self.layers * (attention + feed_forward + 4 * self.hidden) + pooler
 
 
+class _UnknownError(Exception):
+    """Nothing can be said, for the reason that is its message."""
+
+
 def estimate(spec: JobSpec, resolved: ResolvedSpec, models_folder: Path) -> Estimates:
-    teacher = resolved.teachers[0]
-    assert isinstance(teacher, LocalTeacher)  # noqa: S101 - the other kinds were refused when the spec was parsed
-    config = _config(teacher.model, models_folder)
+    """The sizes of the first teacher and the last student, and what each stage asks for that cannot be."""
+    try:
+        teacher = _teacher(resolved, models_folder)
+        problems: list[Problem] = []
+        small = source = teacher
+        for number, stage in enumerate(resolved.stages):
+            if stage.teacher == "original":
+                source = teacher
+            at = "" if spec.stages is None else f"/stages/{number}"
+            problems += _student_problems(stage.student, source, f"{at}/student")
+            if problems:
+                break
+            small = _student(stage.student, source, models_folder)
+            problems += _objective_problems(spec, resolved, number, small, source)
+            source = small
+    except _UnknownError as error:
+        return Estimates(None, str(error), [])
+    if problems:
+        return Estimates(None, None, problems)
+    large, little = teacher.parameters(resolved.task), small.parameters(resolved.task)
+    sizes = {"teacher": large, "student": little, "ratio": round(large / little, 2)}
+    return Estimates({"parameters": sizes, "layers": {"teacher": teacher.layers, "student": small.layers}}, None, [])
+
+
+# --- shapes -----------------------------------------------------------------------------------------------------------
+
+
+def _teacher(resolved: ResolvedSpec, models_folder: Path) -> _Shape:
+    """What the first student is made from, or compared with."""
+    teacher, student = resolved.teachers[0], resolved.stages[0].student
+    if isinstance(teacher, LocalTeacher):
+        return _opened(teacher.model, models_folder)
+    if isinstance(teacher, SelfTeacher) and teacher.model is not None:
+        return _opened(teacher.model, models_folder)
+    if isinstance(teacher, SelfTeacher) and isinstance(student, PretrainedStudent):
+        return _opened(student.model, models_folder)
+    raise _UnknownError("the first teacher is recorded answers, and the size of what gave them is not known")
+
+
+def _opened(reference: str, models_folder: Path) -> _Shape:
+    config = references.read_config(references.parse(reference), models_folder)
     if config is None:
-        return _nothing(
-            f"the config.json of {teacher.model} cannot be read by the API; the worker checks it in preflight"
+        raise _UnknownError(
+            f"the config.json of {reference} cannot be read by the API; the worker checks it in preflight"
         )
     shape = _shape(config)
     if shape is None:
-        return _nothing(f"the sizes of {str(config.get('model_type'))[:40]!r} networks are not known here")
-    at = "/student" if spec.stages is None else "/stages/0/student"
-    student = resolved.stages[0].student
-    match student:
-        case StudentFromTeacher():
-            wrong = _layer_problems(student, shape, at)
-            if student.vocabulary is not None and student.vocabulary > shape.vocabulary:
-                message = f"the teacher's vocabulary has {shape.vocabulary} tokens"
-                wrong.append(Problem(f"{at}/vocabulary", message, "impossible_vocabulary"))
-            if wrong:
-                return Estimates(None, None, wrong)
-            small = _fewer(shape, student)
-        case FreshStudent():
-            small = _Shape(
-                vocabulary=student.vocabulary or shape.vocabulary,
-                hidden=student.hidden_size,
-                layers=student.layers,
-                intermediate=student.intermediate_size,
-                positions=512,
-                token_types=2,
-                embedding=student.hidden_size,
-                pooler=True,
-            )
-        case PretrainedStudent():
-            other = _shape(_config(student.model, models_folder) or {})
-            if other is None:
-                return _nothing(f"the config.json of {student.model} cannot be read by the API")
-            small = other
-        case _:
-            assert_never(student)
-    large, little = shape.parameters(), small.parameters()
-    sizes = {"teacher": large, "student": little, "ratio": round(large / little, 2)}
-    return Estimates({"parameters": sizes, "layers": {"teacher": shape.layers, "student": small.layers}}, None, [])
-
-
-def _nothing(reason: str) -> Estimates:
-    return Estimates(None, reason, [])
-
-
-def _config(reference: str, models_folder: Path) -> dict[str, Any] | None:
-    return references.read_config(references.parse(reference), models_folder)
+        raise _UnknownError(f"the sizes of {str(config.get('model_type'))[:40]!r} networks are not known here")
+    return shape
 
 
 def _shape(config: Mapping[str, Any]) -> _Shape | None:
@@ -129,6 +153,7 @@ def _shape(config: Mapping[str, Any]) -> _Shape | None:
             vocabulary=size("vocab_size"),
             hidden=hidden,
             layers=size("num_hidden_layers"),
+            heads=max(1, size("num_attention_heads")),
             intermediate=size("intermediate_size"),
             positions=size("max_position_embeddings"),
             token_types=0 if family == "distilbert" else size("type_vocab_size", 2),
@@ -139,24 +164,55 @@ def _shape(config: Mapping[str, Any]) -> _Shape | None:
         return None
 
 
-def _fewer(shape: _Shape, student: StudentFromTeacher) -> _Shape:
-    match student.layers:
-        case None:
-            layers = shape.layers
-        case int():
-            layers = student.layers
+def _student(student: Student, source: _Shape, models_folder: Path) -> _Shape:
+    match student:
+        case StudentFromTeacher():
+            return _fewer(source, student)
+        case FreshStudent():
+            return _Shape(
+                vocabulary=student.vocabulary or source.vocabulary,
+                hidden=student.hidden_size,
+                layers=student.layers,
+                heads=student.heads,
+                intermediate=student.intermediate_size,
+                positions=source.positions,
+                token_types=2,
+                embedding=student.hidden_size,
+                pooler=True,
+            )
+        case PretrainedStudent():
+            return _opened(student.model, models_folder)
         case _:
-            layers = len(student.layers)
-    return _Shape(
+            assert_never(student)
+
+
+def _fewer(shape: _Shape, student: StudentFromTeacher) -> _Shape:
+    layers = len(student.layers) if isinstance(student.layers, list) else student.layers
+    hidden = student.hidden_size or shape.hidden
+    return replace(
+        shape,
         vocabulary=student.vocabulary or shape.vocabulary,
-        hidden=shape.hidden,
-        layers=layers,
-        intermediate=shape.intermediate,
-        positions=shape.positions,
-        token_types=shape.token_types,
-        embedding=shape.embedding,
-        pooler=shape.pooler,
+        layers=layers or shape.layers,
+        hidden=hidden,
+        heads=student.heads or max(1, hidden * shape.heads // shape.hidden),
+        intermediate=student.intermediate_size or shape.intermediate,
+        embedding=hidden if shape.embedding == shape.hidden else shape.embedding,
     )
+
+
+# --- the impossible ---------------------------------------------------------------------------------------------------
+
+
+def _student_problems(student: Student, source: _Shape, at: str) -> list[Problem]:
+    if isinstance(student, PretrainedStudent):
+        return []
+    found = []
+    if student.vocabulary is not None and student.vocabulary > source.vocabulary:
+        message = f"the teacher's vocabulary has {source.vocabulary} tokens"
+        found.append(Problem(f"{at}/vocabulary", message, "impossible_vocabulary"))
+    if isinstance(student, StudentFromTeacher):
+        found += [*_layer_problems(student, source, at), *_width_problems(student, source, at)]
+    return found
 
 
 def _layer_problems(student: StudentFromTeacher, shape: _Shape, at: str) -> list[Problem]:
@@ -172,3 +228,69 @@ def _layer_problems(student: StudentFromTeacher, shape: _Shape, at: str) -> list
                 for position, layer in enumerate(chosen)
                 if layer >= shape.layers
             ]
+
+
+def _width_problems(student: StudentFromTeacher, shape: _Shape, at: str) -> list[Problem]:
+    """The same rules as the worker's, which also says them for families whose config is not read here."""
+    larger = [
+        Problem(f"{at}/{name}", f"the teacher's {name} is {there}, and {asked} is asked for", "impossible_student")
+        for name, asked, there in (
+            ("hidden_size", student.hidden_size, shape.hidden),
+            ("heads", student.heads, shape.heads),
+            ("intermediate_size", student.intermediate_size, shape.intermediate),
+        )
+        if asked is not None and asked > there
+    ]
+    wide = max(1, shape.hidden // shape.heads)
+    hidden, heads = student.hidden_size, student.heads
+    if larger:
+        return larger
+    if hidden is None and heads is not None and heads != shape.heads:
+        message = f"{heads} heads of the teacher's width {wide} need hidden_size {heads * wide} beside them"
+        return [Problem(f"{at}/heads", message, "impossible_student")]
+    if hidden is not None and hidden % (wide if heads is None else heads):
+        reason = f"{wide}, the width of the teacher's heads" if heads is None else f"heads {heads}"
+        message = f"hidden_size {hidden} is not a multiple of {reason}"
+        return [Problem(f"{at}/hidden_size", message, "impossible_student")]
+    return []
+
+
+def _objective_problems(
+    spec: JobSpec, resolved: ResolvedSpec, stage: int, student: _Shape, teacher: _Shape
+) -> Iterator[Problem]:
+    """Layers that are named where there are none."""
+    part = spec if spec.stages is None else spec.stages[stage]
+    at = "" if spec.stages is None else f"/stages/{stage}"
+    if part.method is not None:
+        phases = [(f"{at}/method", phase.objectives, True) for phase in resolved.stages[stage].phases]
+    elif part.objectives is not None:
+        phases = [(f"{at}/objectives", part.objectives, False)]
+    else:
+        given = enumerate(part.phases or ())
+        phases = [(f"{at}/phases/{number}/objectives", phase.objectives, False) for number, phase in given]
+    for where, objectives, preset in phases:
+        for place, objective in enumerate(objectives):
+            for inside, whose, asked, there in _named_layers(objective, student.layers, teacher.layers):
+                if asked >= there:
+                    message = f"the {whose} has {there} of them, 0 to {there - 1}"
+                    # A preset's objectives are not written in the spec; its own parameters are.
+                    yield Problem(where if preset else f"{where}/{place}/{inside}", message, "impossible_layers")
+
+
+def _named_layers(objective: Objective, student: int, teacher: int) -> Iterator[tuple[str, str, int, int]]:
+    """Each number of a layer or state that an objective names: where, whose, which, and how many there are."""
+    if isinstance(objective, Relations):
+        for name, asked, there in (
+            ("student_layer", objective.student_layer, student),
+            ("teacher_layer", objective.teacher_layer, teacher),
+        ):
+            if asked is not None:
+                yield name, name.removesuffix("_layer"), asked, there
+    elif isinstance(objective, HiddenStates | AttentionTransfer | AttentionScores) and isinstance(
+        objective.layers, list
+    ):
+        # States begin with the embedding's output.
+        more = int(isinstance(objective, HiddenStates))
+        for place, pair in enumerate(objective.layers):
+            for side, (whose, there) in enumerate((("student", student + more), ("teacher", teacher + more))):
+                yield f"layers/{place}/{side}", whose, pair[side], there

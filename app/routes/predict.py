@@ -5,6 +5,7 @@ The body is read here and not by the framework, which costs more than a small st
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
@@ -16,8 +17,10 @@ from app.dependencies import json_of
 from app.security import Caller, Principal, needs
 from app.serving.batching import Answer, CallerLeft, Pool
 from app.serving.shelf import Shelf
+from models import inputs as reading
+from models.answers import Parameters
 from models.errors import Invalid, LimbeckError, Problem
-from models.runtime import Parameters
+from models.inputs import Input
 from models.settings import Settings
 from models.specs import problems as problems_of
 
@@ -26,39 +29,68 @@ router = APIRouter(tags=["predict"])
 DEFAULT = "default"
 
 
-class Text(BaseModel):
+class _Object(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+
+class Text(_Object):
     text: str
+    text_pair: str | None = None
 
 
-class Question(BaseModel):
-    """A body of /predict."""
+class Question(_Object):
+    question: str
+    context: str
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    inputs: str | Text | list[str] | list[Text] = Field(description="a text, or a list of texts")
+class Body(_Object):
+    """A body of /predict. What a deployment's student takes is that of its task."""
+
+    inputs: str | Text | Question | list[str] | list[Text] | list[Question] = Field(
+        description="a text, a pair of texts, a question with its context, or a list of one of these"
+    )
     parameters: Parameters | None = None
 
 
-Labels = list[list[views.Label]]
-_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {"schema": Question.model_json_schema(ref_template="#/components/schemas/{model}")}
-        },
-    }
-}
+Answers = (
+    list[list[views.Label]]
+    | list[views.Entity | views.Token]
+    | list[list[views.Entity | views.Token]]
+    | views.Span
+    | list[views.Span]
+    | list[list[views.Span]]
+)
 
 
-@router.post("/predict/{deployment}", openapi_extra={**needs("predict"), **_BODY}, response_model=Labels)
+def _whole(schema: Any, parts: Mapping[str, Any]) -> Any:
+    """A JSON schema with `parts` in the places of the references to them: what is read by hand has no components."""
+    match schema:
+        case {"$ref": str(name)}:
+            return _whole(parts[name], parts)
+        case dict():
+            return {key: _whole(value, parts) for key, value in schema.items() if key != "$defs"}
+        case list():
+            return [_whole(value, parts) for value in schema]
+        case _:
+            return schema
+
+
+_SCHEMA = Body.model_json_schema(ref_template="{model}")
+_CONTENT = {"application/json": {"schema": _whole(_SCHEMA, _SCHEMA["$defs"])}}
+_BODY = {"requestBody": {"required": True, "content": _CONTENT}}
+
+
+@router.post("/predict/{deployment}", openapi_extra={**needs("predict"), **_BODY}, response_model=Answers)
 async def predict(deployment: Annotated[str, Path(max_length=64)], request: Request, who: Caller) -> Response:
-    """For each input its labels, best first: always a list of lists, also for one string."""
+    """The answers of a deployment's student, as its task has them.
+
+    Of texts the labels, best first: a list for each text in a list, also for one string. Of a text whose words are
+    asked its entities, of a question an answer (with `top_k` several): one for one input, a list for a list.
+    """
     return await _answer(request, who, deployment)
 
 
-@router.post("/predict", openapi_extra={**needs("predict"), **_BODY}, response_model=Labels)
+@router.post("/predict", openapi_extra={**needs("predict"), **_BODY}, response_model=Answers)
 async def predict_default(request: Request, who: Caller) -> Response:
     """The same, of the deployment named `default`."""
     return await _answer(request, who, DEFAULT)
@@ -72,12 +104,13 @@ async def _answer(request: Request, who: Principal, name: str) -> Response:
     known = False
     outcome = "failed"
     try:
-        texts, parameters = read(await request.body(), state.settings)
+        inputs, single, parameters = read(await request.body(), state.settings)
         student = shelf.at_hand(who.owner, name)
         if student is None:
             student = await run_in_threadpool(shelf.fetch, who.owner, name)
         known = True
-        answer = await pool.answer(student.runtime, texts, parameters, request.is_disconnected)
+        student.runtime.check(inputs, parameters, single=single)
+        answer = await pool.answer(student.runtime, inputs, parameters, request.is_disconnected)
     except CallerLeft:
         outcome = "caller_left"
         return Response(status_code=499)
@@ -86,7 +119,9 @@ async def _answer(request: Request, who: Principal, name: str) -> Response:
         raise
     else:
         outcome = "ok"
-        body = json.dumps(answer.labels, ensure_ascii=False, separators=(",", ":"))
+        alone = single and student.runtime.kind in {"token-classification", "question-answering"}
+        found = answer.answers[0] if alone else answer.answers
+        body = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
         headers = {"X-Limbeck-Student": student.student_id, "Server-Timing": _timing(answer)}
         return Response(body, media_type="application/json", headers=headers)
     finally:
@@ -94,8 +129,8 @@ async def _answer(request: Request, who: Principal, name: str) -> Response:
         state.metrics.predicted(name if known else "", outcome, time.perf_counter() - began)
 
 
-def read(body: bytes, settings: Settings) -> tuple[list[str], Parameters]:
-    """The texts and the parameters of a body. Raises `Invalid` with every problem at once."""
+def read(body: bytes, settings: Settings) -> tuple[list[Input], bool, Parameters]:
+    """The inputs, whether they are one alone and no list, and the parameters. Raises `Invalid` with every problem."""
     document = json_of(body)
     if not isinstance(document, dict):
         raise Invalid.of([Problem("", 'is not an object such as {"inputs": "a text"}', "invalid")])
@@ -104,11 +139,11 @@ def read(body: bytes, settings: Settings) -> tuple[list[str], Parameters]:
             "/" + name[:200].replace("~", "~0").replace("/", "~1"), "is not a field of this object", "unknown_field"
         )
         for name in document
-        if name not in Question.model_fields
+        if name not in Body.model_fields
     ]
-    texts: list[str] = []
+    inputs: list[Input] = []
     if "inputs" in document:
-        texts, wrong = _texts(document["inputs"], settings)
+        inputs, wrong = _inputs(document["inputs"], settings)
         found += wrong
     else:
         found.append(Problem("/inputs", "is required", "missing"))
@@ -123,62 +158,71 @@ def read(body: bytes, settings: Settings) -> tuple[list[str], Parameters]:
             found += error.problems
     if found:
         raise Invalid.of(found)
-    return texts, parameters
+    return inputs, not isinstance(document["inputs"], list), parameters
 
 
-def _texts(inputs: object, settings: Settings) -> tuple[list[str], list[Problem]]:
-    if isinstance(inputs, list):
-        if not inputs:
-            return [], [Problem("/inputs", "is empty", "empty_inputs")]
-        if len(inputs) > settings.max_predict_inputs:
-            message = f"has {len(inputs)} inputs; one call takes {settings.max_predict_inputs}"
-            return [], [Problem("/inputs", message, "too_many_inputs")]
-        kinds = {isinstance(item, dict) for item in inputs}
-        if len(kinds) > 1:
-            return [], [Problem("/inputs", "mixes texts and objects; send a list of one kind", "invalid")]
-        placed: list[tuple[str, object]] = [(f"/inputs/{index}", item) for index, item in enumerate(inputs)]
-    else:
-        placed = [("/inputs", inputs)]
-    texts: list[str] = []
+def _inputs(given: object, settings: Settings) -> tuple[list[Input], list[Problem]]:
+    if not isinstance(given, list):
+        item, wrong = _input("/inputs", given, settings.max_text_chars)
+        return [item], wrong
+    if not given:
+        return [], [Problem("/inputs", "is empty", "empty_inputs")]
+    if len(given) > settings.max_predict_inputs:
+        message = f"has {len(given)} inputs; one call takes {settings.max_predict_inputs}"
+        return [], [Problem("/inputs", message, "too_many_inputs")]
+    inputs: list[Input] = []
     problems: list[Problem] = []
-    for pointer, item in placed:
-        text, wrong = _text(pointer, item)
-        if not wrong and len(text) > settings.max_text_chars:
-            message = f"has {len(text)} characters; an input takes {settings.max_text_chars}"
-            wrong = [Problem(pointer, message, "text_too_long")]
-        texts.append(text)
+    for index, one in enumerate(given):
+        item, wrong = _input(f"/inputs/{index}", one, settings.max_text_chars)
+        inputs.append(item)
         problems += wrong
         if len(problems) >= 20:
             break
-    return texts, problems
+    if len({isinstance(one, dict) for one in given}) > 1 or (not problems and len({type(one) for one in inputs}) > 1):
+        message = "mixes texts, pairs, questions or other objects; send a list of one kind"
+        return [], [Problem("/inputs", message, "invalid")]
+    return inputs, problems
 
 
-def _text(pointer: str, item: object) -> tuple[str, list[Problem]]:
-    match item:
+def _input(pointer: str, given: object, limit: int) -> tuple[Input, list[Problem]]:
+    match given:
         case str():
             # Almost every text is plain; a lone surrogate is a string in Python and nowhere else.
             try:
-                item.encode()
+                given.encode()
             except UnicodeEncodeError:
                 return "", [Problem(pointer, "is not valid Unicode", "invalid")]
-            return item, []
+            return given, _too_long(pointer, given, limit)
         case dict():
-            later = [
-                Problem(f"{pointer}/{name}", f"{name} is not available in this version", "not_available_yet")
-                for name in ("text_pair", "question", "context")
-                if item.get(name) is not None
-            ]
-            if later:
-                return "", later
+            kind = Question if not given.keys().isdisjoint(Question.model_fields) else Text
             try:
-                return Text.model_validate({k: v for k, v in item.items() if k != "text_pair"}).text, []
+                found = kind.model_validate(given)
             except ValidationError as error:
                 return "", [
                     Problem(pointer + problem.pointer, problem.message, problem.code)
-                    for problem in problems_of(error, item)
+                    for problem in problems_of(error, given)
                 ]
+            problems = [
+                problem
+                for name, text in found
+                if text is not None
+                for problem in _too_long(f"{pointer}/{name}", text, limit)
+            ]
+            return _plain(found), problems
         case _:
             return "", [Problem(pointer, "is neither a text nor an object with one", "invalid")]
+
+
+def _plain(found: Text | Question) -> Input:
+    if isinstance(found, Question):
+        return reading.Question(found.question, found.context)
+    return found.text if found.text_pair is None else reading.Pair(found.text, found.text_pair)
+
+
+def _too_long(pointer: str, text: str, limit: int) -> list[Problem]:
+    if len(text) <= limit:
+        return []
+    return [Problem(pointer, f"has {len(text)} characters; an input takes {limit}", "text_too_long")]
 
 
 def _timing(answer: Answer) -> str:

@@ -1,10 +1,11 @@
-"""How texts reach the cores. It knows no database and no HTTP.
+"""How inputs reach the cores. It knows no database and no HTTP.
 
 On a CPU the best batch is one text on each core at once: padding costs more than batching saves, and one ONNX Runtime
-session answers several threads. So a `Pool` has a thread for each core, and a body of many texts is spread over all.
+session answers several threads. So a `Pool` has a thread for each core, and a body of many inputs is spread over all; a
+question with all the windows over its context is one input.
 
-Texts wait in one queue, in which every call that waits has one turn for each thread: a call with a thousand texts does
-not hold up a call with one. A full queue refuses at once, and the texts of a caller who has left are dropped.
+Inputs wait in one queue, in which every call that waits has one turn for each thread: a call with a thousand of them
+does not hold up a call with one. A full queue refuses at once, and the inputs of a caller who has left are dropped.
 """
 
 import asyncio
@@ -14,18 +15,18 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from queue import SimpleQueue
 
-import numpy as np
-from numpy.typing import NDArray
-
+from models import answers
+from models.answers import Parameters
 from models.errors import Overloaded
-from models.runtime import Label, Parameters, Runtime
+from models.inputs import Input
+from models.runtime import Runtime
 
 _LOOK_FOR_CALLER_SECONDS = 0.2
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds. `tokenize` and `infer` are work, summed over the texts; `queue` is until the first of them began."""
+    """Seconds. `tokenize` and `infer` are work, summed over the inputs; `queue` is until the first of them began."""
 
     tokenize: float
     queue: float
@@ -34,8 +35,8 @@ class Timing:
 
 @dataclass(frozen=True)
 class Answer:
-    labels: list[list[Label]]
-    """One list for each text, in their order, best first."""
+    answers: list[answers.Answer]
+    """One for each input, in their order."""
     timing: Timing
 
 
@@ -46,9 +47,10 @@ class CallerLeft(Exception):
 @dataclass
 class _Call:
     runtime: Runtime
-    texts: Sequence[str]
+    inputs: Sequence[Input]
     parameters: Parameters
-    logits: NDArray[np.float32]
+    answers: dict[int, answers.Answer]
+    """By the place of its input."""
     loop: asyncio.AbstractEventLoop
     done: "asyncio.Future[Answer]"
     next_row: Iterator[int]
@@ -57,13 +59,12 @@ class _Call:
     began_at: float = 0.0
     tokenize: float = 0.0
     infer: float = 0.0
-    answered: int = 0
     over: bool = False
     """Answered, failed or dropped: what is left of it in the queue is skipped."""
 
 
 class Pool:
-    """`threads` threads that answer one text each. `limit` texts may wait; a call is let in while fewer do."""
+    """`threads` threads that answer one input each. `limit` inputs may wait; a call is let in while fewer do."""
 
     def __init__(self, threads: int, limit: int) -> None:
         self._limit = limit
@@ -76,35 +77,36 @@ class Pool:
 
     @property
     def waiting(self) -> int:
-        """Texts that were let in and have not begun."""
+        """Inputs that were let in and have not begun."""
         return self._waiting
 
     async def answer(
         self,
         runtime: Runtime,
-        texts: Sequence[str],
+        inputs: Sequence[Input],
         parameters: Parameters,
         gone: Callable[[], Awaitable[bool]] | None = None,
     ) -> Answer:
-        """The labels of `texts`. `gone` says whether the caller has left; it is asked now and then.
+        """The answers to `inputs`, which `runtime.check` has let pass, as it has the parameters.
 
-        Raises `Overloaded` if the queue is full, `CallerLeft` if the caller went first.
+        `gone` says whether the caller has left; it is asked now and then. Raises `Overloaded` if the queue is full,
+        `CallerLeft` if the caller went first.
         """
         with self._lock:
             if self._waiting >= self._limit:
-                raise Overloaded("too many texts wait for an answer", code="predict_queue_full", retry_after=1)
-            self._waiting += len(texts)
+                raise Overloaded("too many inputs wait for an answer", code="predict_queue_full", retry_after=1)
+            self._waiting += len(inputs)
         loop = asyncio.get_running_loop()
         call = _Call(
             runtime=runtime,
-            texts=texts,
+            inputs=inputs,
             parameters=parameters,
-            logits=np.empty((len(texts), len(runtime.labels)), np.float32),
+            answers={},
             loop=loop,
             done=loop.create_future(),
-            next_row=iter(range(len(texts))),
+            next_row=iter(range(len(inputs))),
         )
-        for _ in range(min(len(texts), len(self._threads))):
+        for _ in range(min(len(inputs), len(self._threads))):
             self._queue.put(call)
         try:
             while True:
@@ -117,7 +119,7 @@ class Pool:
             self._drop(call)
 
     def close(self) -> None:
-        """End the threads, each after the text that it has. Whoever closes a pool has first seen its callers off."""
+        """End the threads, each after the input that it has. Whoever closes a pool has first seen its callers off."""
         for _ in self._threads:
             self._queue.put(None)
         for thread in self._threads:
@@ -141,20 +143,21 @@ class Pool:
 
     def _answer_row(self, call: _Call, row: int) -> None:
         began = time.perf_counter()
-        encodings = call.runtime.tokenize([call.texts[row]])
+        item = call.inputs[row]
+        encodings = call.runtime.tokenize([item])
         tokenized = time.perf_counter()
-        call.logits[row] = call.runtime.logits(encodings)[0]
+        raw = call.runtime.answers([item], encodings)
+        answer = call.runtime.decode(item, encodings[0], raw[0], call.parameters)
         inferred = time.perf_counter()
         with call.lock:
             call.began_at = min(call.began_at or began, began)
             call.tokenize += tokenized - began
             call.infer += inferred - tokenized
-            call.answered += 1
-            complete = call.answered == len(call.texts)
+            call.answers[row] = answer
+            complete = len(call.answers) == len(call.inputs)
         if complete:
-            labels = call.runtime.decode(call.logits, call.parameters)
             timing = Timing(call.tokenize, call.began_at - call.asked_at, call.infer)
-            self._finish(call, Answer(labels, timing))
+            self._finish(call, Answer([call.answers[place] for place in range(len(call.inputs))], timing))
 
     def _finish(self, call: _Call, outcome: Answer | Exception) -> None:
         self._drop(call)

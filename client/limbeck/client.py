@@ -6,7 +6,7 @@ with Client() as client:
     answers = client.predict("sentiment", ["what a day"])
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Any, Self
@@ -14,11 +14,11 @@ from typing import Any, Self
 from limbeck import address
 from limbeck.datasets import Datasets, Teachers
 from limbeck.deployments import Deployments
-from limbeck.errors import UnexpectedAnswer
 from limbeck.jobs import Jobs
 from limbeck.keys import Keys
-from limbeck.objects import Label, Predictions, Readiness, Worker, read
+from limbeck.objects import Readiness, Worker, read
 from limbeck.paging import page
+from limbeck.predictions import Predictions, answers_of
 from limbeck.students import Students
 from limbeck.transport import Transport, body
 
@@ -64,29 +64,34 @@ class Client:
     def predict(
         self,
         deployment: str,
-        inputs: str | Sequence[str],
+        inputs: str | Mapping[str, str] | Sequence[str | Mapping[str, str]],
         *,
         top_k: int | None = None,
         function_to_apply: str | None = None,
+        aggregation_strategy: str | None = None,
     ) -> Predictions:
-        """One list of labels for each input, best first, also for a single text.
+        """For each input a list of labels, entities or answers, also for a single one.
 
-        `top_k`: so many labels of each, default all. `function_to_apply`: softmax, sigmoid or none.
+        An input is a text, `{"text": …, "text_pair": …}` or `{"question": …, "context": …}`, as the deployment's task
+        has it. `top_k`: so many labels of each text (default all), or answers to each question (default one).
+        `function_to_apply`: softmax, sigmoid or none. `aggregation_strategy`: how tokens become entities, simple,
+        first, average, max or none.
         """
-        wanted = {"top_k": top_k, "function_to_apply": function_to_apply}
+        wanted = {
+            "top_k": top_k,
+            "function_to_apply": function_to_apply,
+            "aggregation_strategy": aggregation_strategy,
+        }
         parameters = {name: value for name, value in wanted.items() if value is not None}
-        document: dict[str, Any] = {"inputs": inputs if isinstance(inputs, str) else list(inputs)}
+        single = isinstance(inputs, str | Mapping)
+        document: dict[str, Any] = {"inputs": inputs if single else list(inputs)}
         if parameters:
             document["parameters"] = parameters
         # A prediction changes nothing: it is safe to ask again.
         response = self._transport.request("POST", f"/predict/{deployment}", json=document, idempotent=True)
         answers = body(response)
-        try:
-            data = [[Label(item["label"], item["score"]) for item in labels] for labels in answers]
-        except (TypeError, KeyError) as error:
-            raise UnexpectedAnswer("this deployment does not answer with labels; this client cannot read it") from error
         return Predictions(
-            data=data,
+            data=answers_of(answers, single=single),
             student=response.headers.get("x-limbeck-student"),
             server_timing=response.headers.get("server-timing"),
             raw=answers,

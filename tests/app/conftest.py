@@ -3,7 +3,7 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
-from transformers import BertTokenizer
 
 from app import security
 from app.main import create_app
@@ -21,8 +20,8 @@ from models.artifacts import Store, write_manifest
 from models.database import Database
 from models.settings import Settings
 from models.tables import ALIVE, Dataset, Job, Student, new_id
-from tests.factories import LABELS, parquet, tiny_network, tiny_rows, tiny_tokenizer
-from worker import export
+from tests.factories import LABELS, parquet, tiny_rows
+from tests.students import published
 
 
 @dataclass
@@ -145,25 +144,14 @@ class running:  # noqa: N801 - it reads as a verb
         self.database.close()
 
 
-def publishable(folder: Path, *, seed: int = 0, labels: Sequence[str] = LABELS) -> Path:
-    """`folder` with everything that a published student has."""
-    tokenizer = BertTokenizer(tokenizer_object=tiny_tokenizer(), model_max_length=32)
-    network = tiny_network(labels, seed=seed)
-    export.write_student(folder, network, tokenizer, task="text-classification", labels=labels, max_length=32)
-    export.to_onnx(network, folder, max_length=32)
-    export.write_golden(folder, tiny_rows(12)[0])
-    write_manifest(folder, kind="student", task="text-classification", labels=labels, max_length=32)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publishable(tmp_path_factory.mktemp("students") / "one")
+    return published(tmp_path_factory.mktemp("students") / "one")
 
 
 @pytest.fixture(scope="session")
 def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return publishable(tmp_path_factory.mktemp("students") / "other", seed=1)
+    return published(tmp_path_factory.mktemp("students") / "other", seed=1)
 
 
 @pytest.fixture
@@ -173,7 +161,7 @@ def damaged_folder(student_folder: Path, tmp_path: Path) -> Path:
     shutil.copytree(student_folder, folder)
     golden = folder / "golden.json"
     document = json.loads(golden.read_text())
-    document["examples"][0]["logits"]["fp32"][0] += 9
+    document["examples"][0]["answers"]["fp32"][0][0][0] += 9
     golden.write_text(json.dumps(document))
     (folder / "manifest.json").unlink()
     write_manifest(folder, kind="student", task="text-classification", labels=LABELS, max_length=32)

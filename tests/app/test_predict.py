@@ -1,6 +1,7 @@
 """Deployments and /predict, over HTTP."""
 
 import json
+import re
 import shutil
 import threading
 import time
@@ -11,12 +12,26 @@ from typing import Any
 import pytest
 
 from models import deployments
+from models.answers import Kind
 from models.runtime import Runtime
 from models.settings import Settings
 from tests.app.conftest import Api, eventually, running
 from tests.factories import LABELS, tiny_rows
+from tests.students import published
 
 TEXTS = tiny_rows(40)[0]
+
+
+@pytest.fixture(scope="module")
+def folders(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
+    """A published student of each kind of task."""
+    root = tmp_path_factory.mktemp("kinds")
+    return {
+        "text-classification": student_folder,
+        "text-regression": published(root / "number", "text-regression", config={"limbeck_pair": True}),
+        "token-classification": published(root / "words", "token-classification"),
+        "question-answering": published(root / "span", "question-answering"),
+    }
 
 
 class TestPredict:
@@ -69,8 +84,12 @@ class TestPredict:
             ({"inputs": ["a", {"text": "b"}]}, "/inputs", "invalid"),
             ({"inputs": [["a"]]}, "/inputs/0", "invalid"),
             ({"inputs": {"txt": "a"}}, "/inputs/text", "missing"),
-            ({"inputs": {"text": "a", "text_pair": "b"}}, "/inputs/text_pair", "not_available_yet"),
-            ({"inputs": {"question": "a", "context": "b"}}, "/inputs/question", "not_available_yet"),
+            ({"inputs": {"question": "a"}}, "/inputs/context", "missing"),
+            ({"inputs": {"question": "a", "context": "b", "text": "c"}}, "/inputs/text", "unknown_field"),
+            ({"inputs": {"text": "a", "text_pair": 3}}, "/inputs/text_pair", "invalid"),
+            ({"inputs": {"question": "a", "context": "b" * 101}}, "/inputs/context", "text_too_long"),
+            ({"inputs": [{"text": "a"}, {"text": "a", "text_pair": "b"}]}, "/inputs", "invalid"),
+            ({"inputs": [{"text": "a"}, {"question": "a", "context": "b"}]}, "/inputs", "invalid"),
             ({"inputs": "a", "parameters": {"top_p": 1}}, "/parameters/top_p", "unknown_parameter"),
             ({"inputs": "a", "parameters": {"top_k": 0}}, "/parameters/top_k", "invalid_parameter"),
             ({"inputs": "a", "parameters": [1]}, "/parameters", "invalid"),
@@ -120,6 +139,82 @@ class TestPredict:
         assert 'limbeck_predict_seconds_count{deployment="default"} 3.0' in text
         assert 'limbeck_jobs{status="queued"} 0.0' in text
         assert "made-up" not in text
+
+
+class TestEveryTask:
+    """Each kind of task answers in its own shape, for one input and for a list."""
+
+    def test_a_number_of_a_pair(self, api: Api, folders: dict[Kind, Path]) -> None:
+        api.deployed(folders["text-regression"])
+        pair = {"text": "a good day", "text_pair": "a great day"}
+        [[answer]] = api.client.post("/predict", json={"inputs": pair}).json()
+        assert answer["label"] == "target"
+        many = api.client.post("/predict", json={"inputs": [pair, {"text": "bad", "text_pair": "good"}]}).json()
+        assert many[0] == [answer]
+        assert many[1] != [answer]
+
+    def test_entities(self, api: Api, folders: dict[Kind, Path]) -> None:
+        api.deployed(folders["token-classification"])
+        text = "Really good service, on a monday"
+        one = api.client.post("/predict", json={"inputs": text}).json()
+        assert one
+        for entity in one:
+            assert list(entity) == ["entity_group", "score", "word", "start", "end"]
+            assert entity["word"] == text[entity["start"] : entity["end"]]
+        assert api.client.post("/predict", json={"inputs": [text, text]}).json() == [one, one]
+        body = {"inputs": text, "parameters": {"aggregation_strategy": "none"}}
+        tokens = api.client.post("/predict", json=body).json()
+        assert list(tokens[0]) == ["entity", "score", "index", "word", "start", "end"]
+
+    def test_spans(self, api: Api, folders: dict[Kind, Path]) -> None:
+        api.deployed(folders["question-answering"])
+        question = {"question": "was it good?", "context": "The service was great. " * 8}
+        one = api.client.post("/predict", json={"inputs": question}).json()
+        assert list(one) == ["answer", "score", "start", "end"]
+        assert one["answer"] == question["context"][one["start"] : one["end"]] != ""
+        assert api.client.post("/predict", json={"inputs": [question]}).json() == [one]
+        several = api.client.post("/predict", json={"inputs": question, "parameters": {"top_k": 3}}).json()
+        assert several[0] == one
+        assert len(several) == 3
+
+    @pytest.mark.parametrize(
+        ("kind", "body", "pointer", "code"),
+        [
+            ("text-classification", {"inputs": {"question": "a", "context": "b"}}, "/inputs", "wrong_input"),
+            ("text-regression", {"inputs": ["a", "b"]}, "/inputs/0", "wrong_input"),
+            ("token-classification", {"inputs": [{"text": "a", "text_pair": "b"}]}, "/inputs/0", "wrong_input"),
+            ("question-answering", {"inputs": "a"}, "/inputs", "wrong_input"),
+            ("token-classification", {"inputs": "a", "parameters": {"top_k": 1}}, "/parameters/top_k", None),
+            (
+                "text-classification",
+                {"inputs": "a", "parameters": {"aggregation_strategy": "first"}},
+                "/parameters/aggregation_strategy",
+                None,
+            ),
+        ],
+    )
+    def test_what_another_task_would_take(
+        self, api: Api, folders: dict[Kind, Path], kind: Kind, body: Any, pointer: str, code: str | None
+    ) -> None:
+        api.deployed(folders[kind])
+        answer = api.client.post("/predict", json=body)
+        assert answer.status_code == 422, answer.text
+        [error] = answer.json()["errors"]
+        assert (error["pointer"], error["code"]) == (pointer, code or "unknown_parameter")
+        outcome = code or "unknown_parameter"
+        assert f'deployment="default",outcome="{outcome}"' in api.client.get("/metrics").text
+
+    def test_the_contract_says_so(self, api: Api) -> None:
+        document = api.app.openapi()
+        names = document["components"]["schemas"]
+        operation = document["paths"]["/predict"]["post"]
+        references = re.findall(r'"#/components/schemas/(\w+)"', json.dumps(operation))
+        assert {"Label", "Entity", "Token", "Span"} <= set(references) <= set(names)
+        inputs = operation["requestBody"]["content"]["application/json"]["schema"]["properties"]["inputs"]["anyOf"]
+        assert [sorted(one["properties"]) for one in inputs if one["type"] == "object"] == [
+            ["text", "text_pair"],
+            ["context", "question"],
+        ]
 
 
 class TestPut:

@@ -10,8 +10,10 @@ import pytest
 
 from app.serving.batching import CallerLeft, Pool
 from app.serving.shelf import Pointer, Shelf
+from models.answers import Parameters
 from models.errors import ArtifactDamaged, Missing, Overloaded, Unavailable
-from models.runtime import Parameters, Runtime
+from models.inputs import Input
+from models.runtime import Runtime
 from tests.app.conftest import eventually
 from tests.factories import tiny_rows
 
@@ -24,21 +26,20 @@ class Slow:
     def __init__(self, runtime: Runtime, seconds: float) -> None:
         self.runtime = runtime
         self.seconds = seconds
-        self.labels = runtime.labels
-        self.asked: list[str] = []
+        self.asked: list[Input] = []
 
-    def tokenize(self, texts: list[str]) -> Any:
+    def tokenize(self, texts: list[Input]) -> Any:
         self.asked += texts
         if texts == ["boom"]:
             raise ValueError("boom")
         time.sleep(self.seconds)
         return self.runtime.tokenize(texts)
 
-    def logits(self, encodings: Any) -> Any:
-        return self.runtime.logits(encodings)
+    def answers(self, inputs: Any, encodings: Any) -> Any:
+        return self.runtime.answers(inputs, encodings)
 
-    def decode(self, logits: Any, parameters: Any) -> Any:
-        return self.runtime.decode(logits, parameters)
+    def decode(self, item: Any, encodings: Any, raw: Any, parameters: Any) -> Any:
+        return self.runtime.decode(item, encodings, raw, parameters)
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +66,7 @@ async def _answer(pool: Pool, runtime: Any, *texts: str, gone: Callable[[], Awai
 class TestPool:
     def test_answers_in_order(self, pool: Pool, runtime: Runtime) -> None:
         answer = asyncio.run(_answer(pool, runtime, *TEXTS))
-        assert answer.labels == runtime.predict(TEXTS)
+        assert answer.answers == runtime.predict(TEXTS)
         assert pool.waiting == 0
         assert answer.timing.infer > 0
         assert answer.timing.queue >= 0

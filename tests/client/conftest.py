@@ -7,17 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import BertTokenizer
 from typer.testing import CliRunner
 
 from limbeck import Client
 from limbeck.cli import app
-from models.artifacts import write_manifest
+from models.answers import Kind
 from models.tables import Student, new_id
 from tests.client.stand_ins import REPORT, Service, serving, spec_of
 from tests.client.wire import Wire
-from tests.factories import LABELS, tiny_network, tiny_rows, tiny_tokenizer
-from worker import export
+from tests.factories import tiny_rows
+from tests.students import published
 
 
 @pytest.fixture(scope="session")
@@ -59,21 +58,31 @@ def spec(client: Client, csv_file: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("students") / "one"
-    tokenizer = BertTokenizer(tokenizer_object=tiny_tokenizer(), model_max_length=32)
-    network = tiny_network(LABELS)
-    export.write_student(folder, network, tokenizer, task="text-classification", labels=LABELS, max_length=32)
-    export.to_onnx(network, folder, max_length=32)
-    export.write_golden(folder, tiny_rows(12)[0])
-    write_manifest(folder, kind="student", task="text-classification", labels=LABELS, max_length=32)
-    return folder
+    return published(tmp_path_factory.mktemp("students") / "one")
+
+
+@pytest.fixture(scope="session")
+def answerers(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
+    """A published student of each kind of task."""
+    root = tmp_path_factory.mktemp("answerers")
+    return {
+        "text-classification": student_folder,
+        "text-regression": published(root / "number", "text-regression"),
+        "token-classification": published(root / "words", "token-classification"),
+        "question-answering": published(root / "span", "question-answering"),
+    }
 
 
 @pytest.fixture
 def student(service: Service, student_folder: Path) -> str:
     """A published student; its id."""
+    return publish(service, student_folder)
+
+
+def publish(service: Service, folder: Path) -> str:
+    """Publish a student; its id."""
     id_ = new_id("st")
-    manifest = service.store.publish(student_folder, f"students/{id_}")
+    manifest = service.store.publish(folder, f"students/{id_}")
     with service.database.writing() as session:
         session.add(
             Student(

@@ -1,6 +1,7 @@
 """The command, in this process, against the real service."""
 
 import json
+import re
 import threading
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from limbeck import Client, __version__
-from limbeck.cli import app, output, watching
+from limbeck.cli import app, output, reports, watching
 from limbeck.cli.reports import show_report
 from limbeck.objects import Job, Point
 from tests.client.conftest import Cli
@@ -241,6 +242,48 @@ def test_a_report_with_less_in_it(capsys: pytest.CaptureFixture[str]) -> None:
         {"arms": {"teacher": {}, "distilled": {"accuracy": 0.5}, "control": None}, "control_reason": "no_labels"}
     )
     assert "no_labels" in capsys.readouterr().out
+
+
+def test_a_report_of_another_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Console(record=True, width=160)
+    monkeypatch.setattr(reports, "console", terminal)
+    monkeypatch.setattr(output, "console", terminal)
+    show_report(
+        {
+            "metric": "pearson",
+            "arms": {
+                "teacher": {"pearson": 0.89, "spearman": 0.88, "parameters": None},
+                "distilled": {"pearson": 0.87, "spearman": 0.86, "agreement": None},
+            },
+            "others": {"stage 1": {"pearson": 0.88, "spearman": 0.87}},
+            "constant": {"pearson": 0.0, "spearman": 0.0},
+            "comparisons": {
+                "drop": {"value": 0.02, "low": 0.01, "high": 0.03},
+                "others": {"stage 1": {"value": -0.01, "low": -0.02, "high": 0.0}},
+            },
+        }
+    )
+    shown = terminal.export_text()
+    assert re.search(r"Pearson +drop +Spearman", shown)
+    assert re.search(r"distilled +0\.8700 +\+0\.0200 \[\+0\.0100, \+0\.0300\] +0\.8600", shown)
+    assert "distilled against stage 1: -0.0100 [-0.0200, +0.0000]" in shown
+    assert re.search(r"constant answer\D+0\.0000", shown)
+    assert "points" not in shown
+    assert "%" not in shown
+
+
+@pytest.mark.parametrize(
+    ("task", "name"),
+    [
+        ({"kind": "text-classification"}, "validation_accuracy"),
+        ({"kind": "text-classification", "multi_label": True}, "validation_micro_f1"),
+        ({"kind": "text-regression"}, "validation_pearson"),
+        ({"kind": "token-classification"}, "validation_f1"),
+        ({"kind": "question-answering"}, "validation_f1"),
+    ],
+)
+def test_the_metric_that_is_followed_is_the_tasks(task: dict[str, Any], name: str) -> None:
+    assert watching.shown({"task": task}) == ("loss", name)
 
 
 @pytest.mark.parametrize(

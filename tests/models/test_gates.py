@@ -1,5 +1,7 @@
 """What a gate decides of given bounds, and the words for it."""
 
+from dataclasses import replace
+
 import pytest
 
 from models.errors import Invalid
@@ -51,6 +53,22 @@ class TestDecide:
             "the gate allows 4 points."
         )
 
+    @pytest.mark.parametrize(
+        ("metric", "words"), [("pearson", "Pearson correlation"), ("micro_f1", "micro-F1"), ("f1", "F1")]
+    )
+    def test_the_reason_names_the_tasks_metric(self, metric: str, words: str) -> None:
+        decision = decide(GateSpec(max_drop=0.04), replace(bounds(drop=0.0312), metric=metric))
+        assert decision.reason == (
+            f"At 95 % confidence the student's {words} is at most 0.0312 below its teacher's, on 5,000 test rows; "
+            "the gate allows 0.04."
+        )
+
+    def test_numbers_do_not_agree(self) -> None:
+        decision = decide(GateSpec(min_agreement=0.9), replace(bounds(), agreement_lower=None))
+        assert not decision.passed
+        assert decision.checks[0].bound is None
+        assert "ask for a max_drop" in decision.reason
+
     def test_a_student_that_is_better_for_certain(self) -> None:
         decision = decide(GateSpec(max_drop=0.0), bounds(drop=-0.01))
         assert decision.passed
@@ -86,7 +104,8 @@ class TestBoundsOfAReport:
             "comparisons": {"drop": {"upper_one_sided": 0.03, "confidence": 0.9}},
             "arms": {"distilled": {"agreement_lower_bound": 0.96}},
         }
-        assert Bounds.of_report(report) == Bounds(0.9, 300, 0.03, 0.96)
+        assert Bounds.of_report(report) == Bounds(0.9, 300, 0.03, 0.96, "accuracy")
+        assert Bounds.of_report({**report, "metric": "f1"}).metric == "f1"
 
     @pytest.mark.parametrize("report", [{}, {"rows": {"test": 3}, "comparisons": None, "arms": {}}])
     def test_another_document_is_refused(self, report: dict[str, object]) -> None:

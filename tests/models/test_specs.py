@@ -16,6 +16,12 @@ LEAST: dict[str, Any] = {
     "student": {"kind": "from_teacher", "layers": 2},
 }
 
+LOCAL = {"kind": "local", "model": "package:a/b"}
+RECORDED = {"kind": "recorded", "logits": "z"}
+NUMBER = {"kind": "text-regression", "text": "a", "text_pair": "b", "target": "y"}
+CLASSIC = ["soft_targets", "hard_labels"]
+QUESTIONS = {"kind": "question-answering", "question": "q", "context": "c", "answers": "a"}
+
 
 def resolved(document: dict[str, Any]) -> ResolvedSpec:
     return resolve(parse_job(document))
@@ -74,6 +80,35 @@ class TestResolving:
         assert sum(weights) == pytest.approx(1)
 
 
+def kinds(method: Any, task: Any = None) -> list[list[str]]:
+    spec = resolved({**LEAST, "method": method, **({"task": task} if task else {})})
+    return [[objective.kind for objective in phase.objectives] for phase in spec.stages[0].phases]
+
+
+class TestMethods:
+    def test_each_stands_for_phases(self) -> None:
+        assert kinds("hinton") == [CLASSIC]
+        assert kinds("fitnets") == [["hidden_states"], CLASSIC]
+        assert kinds("attention-transfer") == [[*CLASSIC, "attention_transfer"]]
+        assert kinds("tinybert") == [["embeddings", "hidden_states", "attention_scores"], ["soft_targets"]]
+        assert kinds("minilm") == [["relations"], CLASSIC]
+
+    def test_a_number_has_no_distribution(self) -> None:
+        assert kinds("hinton", NUMBER) == [["logit_distance", "hard_labels"]]
+        assert kinds("tinybert", NUMBER)[1] == ["logit_distance"]
+
+    def test_a_first_phase_may_have_its_own_schedule(self) -> None:
+        method = {"preset": "minilm", "first": {"epochs": 7}}
+        spec = resolved({**LEAST, "method": method, "schedule": {"epochs": 2}})
+        assert [phase.schedule.epochs for phase in spec.stages[0].phases] == [7, 2]
+
+    def test_a_chain_and_an_ensemble(self) -> None:
+        stage = {"student": {"kind": "from_teacher", "layers": 2}}
+        document = {**LEAST, "teachers": [LOCAL, LOCAL], "stages": [stage, {**stage, "teacher": "original"}]}
+        del document["student"]
+        assert [one.teacher for one in resolved(document).stages] == ["previous", "original"]
+
+
 class TestProblems:
     def test_all_at_once(self) -> None:
         assert found({}) == [("/task", "missing"), ("/dataset", "missing"), ("/teachers", "missing")]
@@ -86,23 +121,58 @@ class TestProblems:
         [
             ({"task": {"text": "text"}}, ("/task/kind", "missing")),
             ({"task": {**LEAST["task"], "max_length": 4}}, ("/task/max_length", "invalid")),
-            ({"task": {**LEAST["task"], "multi_label": True}}, ("/task/multi_label", "not_available_yet")),
-            ({"task": {"kind": "question-answering"}}, ("/task", "not_available_yet")),
+            ({"task": {"kind": "text-generation"}}, ("/task", "not_available_yet")),
+            (
+                {"task": {**QUESTIONS, "max_length": 100, "stride": 60}},
+                ("/task", "impossible_stride"),
+            ),
             ({"task": {"kind": "poetry"}}, ("/task", "unknown_kind")),
             ({"dataset": {"train": "a", "test": "b"}}, ("/dataset/validation", "missing")),
             ({"teachers": []}, ("/teachers", "invalid")),
             ({"teachers": [{"kind": "local", "model": "../x"}]}, ("/teachers/0/model", "bad_reference")),
             ({"teachers": [{"kind": "api", "url": "x"}]}, ("/teachers/0", "not_available_yet")),
-            ({"teachers": [*LEAST["teachers"]] * 2}, ("/teachers/1", "not_available_yet")),
             ({"student": {"kind": "from_teacher", "layers": [2, 1]}}, ("/student/layers", "impossible_layers")),
             ({"student": {"kind": "fresh", "hidden_size": 10, "heads": 3}}, ("/student", "impossible_student")),
-            ({"student": {"kind": "from_teacher", "heads": 2}}, ("/student/heads", "not_available_yet")),
             ({"student": None}, ("/student", "missing")),
-            ({"method": "minilm"}, ("/method", "not_available_yet")),
+            ({"method": "alchemy"}, ("/method", "unknown_kind")),
             ({"objectives": [{"kind": "hard_labels", "weight": 0}]}, ("/objectives", "no_weight")),
             (
-                {"objectives": [{"kind": "soft_targets", "divergence": "jsd"}]},
-                ("/objectives/0/divergence", "not_available_yet"),
+                {"objectives": [{"kind": "soft_targets", "beta": 0.3}]},
+                ("/objectives/0/beta", "ambiguous"),
+            ),
+            ({"combine": "logits"}, ("/combine", "one_teacher")),
+            ({"teachers": [{**LOCAL, "weight": 0}]}, ("/teachers", "no_weight")),
+            ({"teachers": [LOCAL, {"kind": "self"}]}, ("/teachers/1", "self_alone")),
+            ({"teachers": [{"kind": "self", "ema": 0.99, "generations": 2}]}, ("/teachers/0", "ambiguous")),
+            ({"teachers": [{"kind": "self"}]}, ("/teachers/0/model", "missing")),
+            ({"teachers": [{"kind": "recorded"}]}, ("/teachers/0", "one_column")),
+            ({"teachers": [RECORDED]}, ("/student/kind", "no_network")),
+            (
+                {"teachers": [{"kind": "recorded", "logits": "z"}], "task": QUESTIONS},
+                ("/teachers/0", "teacher_unsupported"),
+            ),
+            (
+                {"teachers": [LOCAL, LOCAL], "objectives": [{"kind": "logit_distance"}]},
+                ("/objectives/0", "combine_logits_needed"),
+            ),
+            ({"teachers": [LOCAL, LOCAL], "method": "tinybert"}, ("/method", "one_teacher_needed")),
+            (
+                {"teachers": [{"kind": "self", "ema": 0.9, "model": "package:x/y"}], "method": "minilm"},
+                ("/method", "one_teacher_needed"),
+            ),
+            ({"objectives": [{"kind": "hidden_states"}]}, ("/objectives", "no_output_objective")),
+            (
+                {"phases": [{"objectives": [{"kind": "relations"}]}]},
+                ("/phases/0", "no_output_objective"),
+            ),
+            ({"task": NUMBER, "objectives": [{"kind": "soft_targets"}]}, ("/objectives/0", "objective_unsupported")),
+            (
+                {"task": NUMBER, "promote": {"deployment": "a", "gate": {"min_agreement": 0.9}}},
+                ("/promote/gate/min_agreement", "gate_unsupported"),
+            ),
+            (
+                {"task": NUMBER, "teachers": [{**LOCAL, "labels": {"LABEL_0": "score"}}]},
+                ("/teachers/0/labels", "no_labels_to_name"),
             ),
             ({"method": "hinton", "objectives": [{"kind": "hard_labels"}]}, ("/objectives", "ambiguous")),
             ({"stages": [{"student": LEAST["student"]}]}, ("/student", "ambiguous")),

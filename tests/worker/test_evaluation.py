@@ -1,4 +1,4 @@
-"""Statistics against known values and their definitions; the choice of a precision; the report and its verdict."""
+"""Arms, comparisons, disagreements, the report and its verdict, for every kind of task."""
 
 import json
 from pathlib import Path
@@ -6,270 +6,113 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy.stats import bootstrap
+from numpy.typing import NDArray
 from transformers import BertTokenizer
 
-from models.runtime import Runtime
-from models.specs import GateSpec
-from tests.factories import LABELS, tiny_network, tiny_rows, tiny_tokenizer
-from worker import evaluation, export
-from worker.evaluation import Choice, Latency, Measured, agreement_bound, choose_precision, paired_drop
+from models.inputs import Pair
+from models.specs import (
+    GateSpec,
+    QuestionAnswering,
+    SplitByShare,
+    TextClassification,
+    TextRegression,
+    TokenClassification,
+)
+from tests.factories import LABELS, parquet, tiny_tokenizer
+from worker import evaluation
+from worker.data import Answers, Encoded
+from worker.measuring import Choice, Latency, Measured
+from worker.statistics import agreement_bound
+from worker.tasks import for_task
+from worker.tasks.base import Split, TaskKind
 
-TEXTS = tiny_rows(50)[0]
-
-
-def outcomes(*, both: int, first: int = 0, second: int = 0, neither: int = 0) -> tuple[Any, Any]:
-    """Two arrays of right and wrong answers with the given counts of the four kinds of row."""
-    one = np.array([True] * both + [True] * first + [False] * second + [False] * neither)
-    two = np.array([True] * both + [False] * first + [True] * second + [False] * neither)
-    return one, two
-
-
-class TestAgreementBound:
-    @pytest.mark.parametrize(("rows", "bound"), [(20, 0.861), (59, 0.950), (299, 0.990)])
-    def test_all_agree(self, rows: int, bound: float) -> None:
-        assert agreement_bound(rows, rows) == pytest.approx(bound, abs=5e-4)
-        assert agreement_bound(rows, rows) == pytest.approx(0.05 ** (1 / rows))
-
-    def test_none_agree(self) -> None:
-        assert agreement_bound(0, 50) == 0.0
-
-    @given(st.integers(1, 500), st.data())
-    @settings(deadline=None, max_examples=50)
-    def test_it_lies_below_what_was_seen_and_falls_with_confidence(self, rows: int, data: st.DataObject) -> None:
-        agreeing = data.draw(st.integers(0, rows))
-        loose, strict = (agreement_bound(agreeing, rows, confidence=confidence) for confidence in (0.9, 0.99))
-        assert 0 <= strict <= loose <= agreeing / rows
+TEXTS = for_task(TextClassification(kind="text-classification", text="text", label="label"))
+MANY = for_task(TextClassification(kind="text-classification", text="text", label="label", multi_label=True))
+NUMBERS = for_task(TextRegression(kind="text-regression", text="text", target="target"))
 
 
-class TestPairedDrop:
-    def test_the_value_is_the_difference_of_the_accuracies(self) -> None:
-        interval = paired_drop(*outcomes(both=800, first=60, second=20, neither=120))
-        assert interval.value == pytest.approx(0.04)
-        assert interval.low < 0.04 < interval.upper_one_sided < interval.high
-        # The standard error of a paired difference, by hand.
-        error = np.sqrt((80 - 40**2 / 1000) / 1000**2)
-        assert interval.high == pytest.approx(0.04 + 1.96 * error, abs=0.002)
-        assert interval.low == pytest.approx(0.04 - 1.96 * error, abs=0.002)
-        assert interval.upper_one_sided == pytest.approx(0.04 + 1.645 * error, abs=0.002)
-
-    def test_it_is_the_percentile_bootstrap(self) -> None:
-        teacher, student = outcomes(both=300, first=40, second=15, neither=45)
-        ours = paired_drop(teacher, student, resamples=20_000)
-        theirs = bootstrap(
-            (teacher.astype(float) - student.astype(float),),
-            np.mean,
-            method="percentile",
-            n_resamples=20_000,
-            rng=np.random.default_rng(1),
-        ).confidence_interval
-        assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=0.003)
-
-    def test_pairing_is_what_makes_it_narrow(self) -> None:
-        paired = paired_drop(*outcomes(both=800, first=10, second=0, neither=190))
-        scattered = paired_drop(*outcomes(both=620, first=190, second=180, neither=10))
-        assert paired.value == scattered.value == pytest.approx(0.01)
-        assert paired.high - paired.low < 0.3 * (scattered.high - scattered.low)
-
-    def test_the_same_seed_gives_the_same_interval(self) -> None:
-        data = outcomes(both=80, first=6, second=2, neither=12)
-        assert paired_drop(*data, seed=3) == paired_drop(*data, seed=3)
-
-    def test_swapping_the_two_turns_it_over(self) -> None:
-        teacher, student = outcomes(both=800, first=60, second=20, neither=120)
-        there, back = paired_drop(teacher, student), paired_drop(student, teacher)
-        assert back.value == -there.value
-        assert (back.low, back.high) == pytest.approx((-there.high, -there.low), abs=0.003)
-
-    @pytest.mark.parametrize(("rows", "unseen"), [(20, 1 - 0.861), (59, 0.05), (299, 0.01)])
-    def test_few_rows_that_all_agree_prove_little(self, rows: int, unseen: float) -> None:
-        interval = paired_drop(*outcomes(both=rows))
-        assert interval.value == 0
-        assert interval.upper_one_sided == pytest.approx(unseen, abs=5e-4)
-        assert interval.low < 0 < interval.high
-
-    def test_the_floor_does_not_show_on_many_rows(self) -> None:
-        assert paired_drop(*outcomes(both=5000)).upper_one_sided < 0.001
-
-    @given(st.tuples(*[st.integers(0, 200)] * 4).filter(lambda counts: sum(counts) > 0), st.floats(0.8, 0.99))
-    @settings(deadline=None, max_examples=50)
-    def test_its_ends_are_in_order(self, counts: tuple[int, int, int, int], confidence: float) -> None:
-        both, first, second, neither = counts
-        interval = paired_drop(
-            *outcomes(both=both, first=first, second=second, neither=neither), confidence=confidence, resamples=500
-        )
-        assert -1 <= interval.low <= interval.value <= interval.upper_one_sided <= interval.high <= 1
-
-    @pytest.mark.long
-    def test_the_one_sided_end_covers(self) -> None:
-        """Over many draws of test rows the end is above the true drop about as often as it says."""
-        rng = np.random.default_rng(0)
-        shares = np.array([0.75, 0.08, 0.05, 0.12])
-        covered = 0
-        for draw in range(1000):
-            both, first, second, neither = rng.multinomial(400, shares)
-            interval = paired_drop(*outcomes(both=both, first=first, second=second, neither=neither), seed=draw)
-            covered += interval.upper_one_sided >= 0.03
-        assert 0.93 <= covered / 1000 <= 0.98
+@pytest.fixture
+def words() -> TaskKind:
+    return for_task(TokenClassification(kind="token-classification", tokens="tokens", tags="tags"))
 
 
-class TestMcnemar:
-    def test_known_value(self) -> None:
-        # 2 · P(X ≤ 1 | 6 fair coins) = 2 · 7/64
-        assert evaluation.mcnemar(*outcomes(both=10, first=5, second=1)) == pytest.approx(14 / 64)
-
-    def test_no_difference(self) -> None:
-        assert evaluation.mcnemar(*outcomes(both=10)) == 1.0
-        assert evaluation.mcnemar(*outcomes(both=10, first=3, second=3)) == 1.0
+@pytest.fixture
+def stretches() -> TaskKind:
+    columns = {"question": "question", "context": "context", "answers": "answers"}
+    return for_task(QuestionAnswering(kind="question-answering", **columns, max_length=24, stride=8))
 
 
-class TestPerClass:
-    def test_by_hand(self) -> None:
-        rows = evaluation.per_class(np.array([0, 0, 1, 1]), np.array([0, 1, 1, 1]), ["no", "yes", "never"])
-        assert rows[0] == {"label": "no", "precision": 0.5, "recall": 1.0, "f1": pytest.approx(2 / 3), "support": 1}
-        assert rows[1]["recall"] == pytest.approx(2 / 3)
-        assert rows[2] == {"label": "never", "precision": 0.0, "recall": 0.0, "f1": 0.0, "support": 0}
-        json.dumps(rows)
+def split(targets: Any, inputs: list[Any] | None = None) -> Split:
+    """Rows that all have a label."""
+    rows = len(targets)
+    return Split(inputs or [f"text {row}" for row in range(rows)], np.asarray(targets), np.ones(rows, np.bool_))
 
 
-class TestCalibration:
-    def test_sure_and_right(self) -> None:
-        logits = np.array([[50, 0], [0, 50]], np.float32)
-        assert evaluation.calibration_error(logits, np.array([0, 1])) == pytest.approx(0, abs=1e-6)
-        assert evaluation.calibration_error(logits, np.array([1, 0])) == pytest.approx(1, abs=1e-6)
-
-    def test_as_sure_as_right(self) -> None:
-        logits = np.log(np.array([[0.75, 0.25]] * 4, np.float32))
-        assert evaluation.calibration_error(logits, np.array([0, 0, 0, 1])) == pytest.approx(0, abs=1e-6)
+def measured(kind: TaskKind, logits: Any, p50: float | None = 1.0, size: int | None = 100) -> Measured:
+    """Raw `logits` (N, C) of whole inputs, at the given speed."""
+    values = np.asarray(logits, np.float32)
+    encoded = Encoded([np.zeros(1, np.int32)] * len(values), np.ones(len(values), np.int64), 0)
+    latency = None if p50 is None else Latency(p50, 2 * p50, 3 * p50, 1000 / p50)
+    return Measured.of(kind, Answers.whole(values), encoded, ["a text"] * len(values), bytes=size, latency=latency)
 
 
-class TestDivergence:
-    def test_of_the_same_is_nothing(self) -> None:
-        logits = np.array([[1, 2, 3], [400, 0, -400]], np.float32)
-        assert evaluation.divergence(logits, logits) == 0
-
-    def test_by_hand(self) -> None:
-        teacher, student = (np.log(np.array([shares], np.float32)) for shares in ([0.5, 0.5], [0.75, 0.25]))
-        expected = 0.5 * np.log(0.5 / 0.75) + 0.5 * np.log(0.5 / 0.25)
-        assert evaluation.divergence(teacher, student) == pytest.approx(expected, rel=1e-5)
-
-    def test_it_stays_finite(self) -> None:
-        assert np.isfinite(evaluation.divergence(*(np.array([row], np.float32) for row in ([0, 2000], [2000, 0]))))
+def labelled(predictions: Any, p50: float | None = 1.0) -> Measured:
+    """Answers with the given predictions of three labels."""
+    return measured(TEXTS, 3 * np.eye(3)[np.asarray(predictions)], p50)
 
 
-def measured(predictions: list[int], p50: float | None = 1.0) -> Measured:
-    """Answers with the given predictions of three labels, at the given speed."""
-    logits = 3 * np.eye(3, dtype=np.float32)[predictions]
-    return Measured(logits, bytes=100, latency=None if p50 is None else Latency(p50, 2 * p50, 3 * p50, 1000 / p50))
+def truth(rows: int) -> NDArray[np.int64]:
+    return np.arange(rows) % 3
 
 
-class TestChoosePrecision:
-    SAME = [0, 1, 2] * 100
-
-    def test_int8_is_served_where_it_agrees_and_is_faster(self) -> None:
-        choice = choose_precision("auto", {"fp32": measured(self.SAME, 2.0), "int8": measured(self.SAME, 1.0)})
-        assert choice.served == "int8"
-        assert "100.0 %" in choice.reason
-        assert "1.00 ms against 2.00 ms" in choice.reason
-
-    @pytest.mark.parametrize(("wrong", "served"), [(4, "int8"), (5, "fp32")])
-    def test_agreement_is_asked_for_exactly(self, wrong: int, served: str) -> None:
-        other = [(label + 1) % 3 for label in self.SAME[:wrong]] + self.SAME[wrong:]
-        choice = choose_precision("auto", {"fp32": measured(self.SAME, 2.0), "int8": measured(other, 1.0)})
-        assert choice.served == served
-        assert f"{100 * (1 - wrong / 300):.1f} %" in choice.reason
-
-    def test_a_slower_int8_is_not_served(self) -> None:
-        choice = choose_precision("auto", {"fp32": measured(self.SAME, 1.0), "int8": measured(self.SAME, 1.0)})
-        assert choice.served == "fp32"
-        assert "not faster" in choice.reason
-
-    @pytest.mark.parametrize("asked", ["fp32", "int8"])
-    def test_the_spec_has_the_last_word(self, asked: Any) -> None:
-        both = {"fp32": measured(self.SAME, 1.0), "int8": measured([0] * 300, 9.0)}
-        assert choose_precision(asked, both) == Choice(asked, f"The job asks for {asked}.")  # type: ignore[arg-type]
-
-    def test_without_int8(self) -> None:
-        assert choose_precision("auto", {"fp32": measured(self.SAME)}).served == "fp32"
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    made = tmp_path_factory.mktemp("student")
-    network = tiny_network()
-    tokenizer = BertTokenizer(tokenizer_object=tiny_tokenizer())
-    export.write_student(made, network, tokenizer, task="text-classification", labels=LABELS, max_length=24)
-    export.to_onnx(network, made, max_length=24)
-    export.quantize(made)
-    return made
-
-
-class TestMeasure:
-    def test_each_precision_answers_and_is_timed(self, folder: Path) -> None:
-        found = evaluation.measure(folder, TEXTS)
-        assert set(found) == {"fp32", "int8"}
-        for precision, one in found.items():
-            runtime = Runtime.open(folder, precision=precision)
-            np.testing.assert_array_equal(one.logits, runtime.logits(runtime.tokenize(TEXTS)))
-            assert one.bytes == runtime.bytes
-            assert one.latency is not None
-            assert 0 < one.latency.p50_ms <= one.latency.p95_ms <= one.latency.p99_ms
-            assert one.latency.texts_per_second > 0
-
-    def test_it_tells_of_its_progress_and_can_be_stopped(self, folder: Path) -> None:
-        told: list[int] = []
-        evaluation.measure(folder, TEXTS, precisions=["fp32"], on_rows=told.append)
-        assert sum(told) == len(TEXTS)
-
-        def stop(_: int) -> None:
-            raise KeyboardInterrupt
-
-        with pytest.raises(KeyboardInterrupt):
-            evaluation.measure(folder, TEXTS, precisions=["fp32"], on_rows=stop)
-
-    def test_one_text_is_enough(self, folder: Path) -> None:
-        assert evaluation.measure_latency(Runtime.open(folder), ["good"]).p50_ms > 0
-
-    def test_no_texts_have_no_answers(self, folder: Path) -> None:
-        assert evaluation.answer(Runtime.open(folder), []).shape == (0, 3)
-
-
-def predictions(rows: int, right: int) -> list[int]:
-    """Of targets that are all 0."""
-    return [0] * right + [1] * (rows - right)
+def correct(rows: int, right: int) -> NDArray[np.int64]:
+    """Answers of which the first are right."""
+    return (truth(rows) + (np.arange(rows) >= right)) % 3
 
 
 def a_report(
-    *, rows: int = 2000, teacher: int, distilled: int, control: int | None, gate: GateSpec | None = None
+    *,
+    rows: int = 2000,
+    teacher: int,
+    distilled: int,
+    control: int | None,
+    gate: GateSpec | None = None,
+    recorded: bool = False,
+    **others: int,
 ) -> dict[str, Any]:
     """A report of networks that are right on so many of `rows`, each on the first ones."""
-    targets = np.zeros(rows, np.int64)
+    test = split(truth(rows))
     sets: dict[str, Any] = {"teacher": teacher, "distilled": distilled, "control": control, "untrained": rows // 3}
-    answers = {name: None if right is None else measured(predictions(rows, right)) for name, right in sets.items()}
+    answers = {
+        name: None if right is None else labelled(correct(rows, right), None if recorded and name == "teacher" else 1.0)
+        for name, right in {**sets, **others}.items()
+    }
     first = answers["teacher"]
     assert first is not None
     arms = {
-        name: one
-        and evaluation.arm(
+        name: None
+        if one is None
+        else evaluation.arm(
+            TEXTS,
             {"fp32": one},
-            targets,
+            test,
             LABELS,
-            served="fp32",
-            parameters=(100, 50) if name == "teacher" else (10, 4),
-            teacher=None if name == "teacher" else first.logits,
+            parameters=(None if recorded else (100, 50)) if name == "teacher" else (10, 4),
+            teacher=None if name == "teacher" else first,
         )
         for name, one in answers.items()
     }
     comparisons = evaluation.compare(
-        targets,
-        teacher=np.array(predictions(rows, teacher)),
-        distilled=np.array(predictions(rows, distilled)),
-        control=None if control is None else np.array(predictions(rows, control)),
+        TEXTS,
+        test,
+        teacher=first.predictions,
+        distilled=correct(rows, distilled),
+        control=None if control is None else correct(rows, control),
+        others={name: correct(rows, right) for name, right in others.items()},
         confidence=0.95,
     )
     return evaluation.report(
+        TEXTS,
         rows={"train": 1, "validation": 1, "test": rows},
         labels=LABELS,
         arms=arms,
@@ -281,30 +124,46 @@ def a_report(
         seconds={"distil": 2.5},
         warnings=[("a_code", "a sentence")],
         device="cpu",
+        others={name: arms[name] or {} for name in others},
+        constant=TEXTS.constant(test, LABELS),
     )
 
 
 class TestReport:
     def test_it_has_every_part(self) -> None:
-        report = a_report(teacher=1800, distilled=1760, control=1700, gate=GateSpec(max_drop=0.04))
+        report = a_report(teacher=1800, distilled=1760, control=1700, gate=GateSpec(max_drop=0.04), direct=1740)
         assert json.loads(json.dumps(report, allow_nan=False)) == report
         assert set(report) == {
-            "format", "verdict", "metric", "rows", "labels", "arms", "control_reason", "comparisons", "precision",
-            "gate", "counters", "seconds", "warnings", "host",
+            "format", "verdict", "metric", "rows", "labels", "arms", "others", "constant", "control_reason",
+            "comparisons", "precision", "gate", "counters", "seconds", "warnings", "host",
         }  # fmt: skip
+        assert report["metric"] == "accuracy"
         assert set(report["arms"]) == {"teacher", "distilled", "control", "untrained"}
         distilled = report["arms"]["distilled"]
-        assert distilled["accuracy"] == 0.88
+        assert distilled["accuracy"] == distilled["score"] == 0.88
         assert distilled["agreement"] == 0.98
         assert distilled["agreement_lower_bound"] == pytest.approx(agreement_bound(1960, 2000))
         assert distilled["accuracy_interval"][0] < 0.88 < distilled["accuracy_interval"][1]
         assert distilled["precisions"]["fp32"]["agreement_with_fp32"] == 1.0
+        assert distilled["precisions"]["fp32"]["accuracy"] == distilled["precisions"]["fp32"]["score"] == 0.88
+        assert distilled["divergence"] > 0
+        assert [row["support"] for row in distilled["per_class"]] == [667, 667, 666]
         assert report["arms"]["teacher"]["agreement"] is None
         assert report["comparisons"]["drop"]["value"] == pytest.approx(0.02)
         assert report["comparisons"]["gain_over_control"]["value"] == pytest.approx(0.03)
         assert report["comparisons"]["mcnemar_p"]["distilled_against_control"] < 1e-6
         assert report["warnings"] == [{"code": "a_code", "message": "a sentence"}]
         assert report["host"]["cores"] >= 1
+
+    def test_other_networks_stand_beside_the_arms(self) -> None:
+        report = a_report(teacher=1800, distilled=1760, control=1700, direct=1740, generation=1780)
+        assert list(report["others"]) == list(report["comparisons"]["others"]) == ["direct", "generation"]
+        assert report["others"]["direct"]["accuracy"] == 0.87
+        assert report["comparisons"]["others"]["direct"]["value"] == pytest.approx(0.01)
+        assert report["comparisons"]["others"]["generation"]["value"] == pytest.approx(-0.01)
+
+    def test_the_best_constant_answer_stands_there_too(self) -> None:
+        assert a_report(teacher=1800, distilled=1760, control=None)["constant"]["score"] == 667 / 2000
 
     def test_the_gate_decides_on_the_bound(self) -> None:
         bare = a_report(teacher=1800, distilled=1760, control=None)
@@ -315,38 +174,141 @@ class TestReport:
         assert not refused["gate"]["passed"]
 
     def test_twenty_rows_fail_a_strict_gate_however_well_it_went(self) -> None:
-        perfect = {"rows": 20, "teacher": 20, "distilled": 20, "control": 20}
-        for gate in (GateSpec(min_agreement=0.95), GateSpec(max_drop=0.04)):
-            assert a_report(**perfect, gate=gate)["gate"]["passed"] is False
-        assert a_report(**perfect, gate=GateSpec(min_agreement=0.86))["gate"]["passed"] is True
+        def passes(gate: GateSpec) -> Any:
+            return a_report(rows=20, teacher=20, distilled=20, control=20, gate=gate)["gate"]["passed"]
 
+        assert passes(GateSpec(min_agreement=0.95)) is False
+        assert passes(GateSpec(max_drop=0.04)) is False
+        assert passes(GateSpec(min_agreement=0.86)) is True
+
+
+class TestArm:
     def test_a_network_that_was_not_exported_has_no_size_and_speed(self) -> None:
-        untrained = evaluation.arm(
-            {"fp32": Measured(measured([0, 1, 2]).logits)},
-            np.array([0, 1, 1]),
-            LABELS,
-            served="fp32",
-            parameters=(9, 3),
-        )
+        one = measured(TEXTS, np.eye(3), p50=None, size=None)
+        untrained = evaluation.arm(TEXTS, {"fp32": one}, split(np.array([0, 1, 1])), LABELS)
         assert untrained["bytes"] is None
+        assert untrained["parameters"] is None
+        assert untrained["parameters_without_embeddings"] is None
         assert untrained["precisions"]["fp32"]["p50_ms"] is None
 
+    def test_of_numbers(self) -> None:
+        numbers = np.array([1.0, 2.0, 3.0, 4.0], np.float32)
+        teacher = measured(NUMBERS, numbers[:, None])
+        student = measured(NUMBERS, 2 * numbers[:, None] + 1)
+        arm = evaluation.arm(NUMBERS, {"fp32": student}, split(numbers), ["target"], teacher=teacher)
+        assert arm["pearson"] == arm["score"] == pytest.approx(1.0)
+        assert arm["mse"] == pytest.approx(np.mean((numbers + 1) ** 2))
+        for name in ("accuracy_interval", "calibration_error", "agreement", "agreement_lower_bound", "divergence"):
+            assert arm[name] is None
+        assert arm["per_class"] == []
+        assert arm["precisions"]["fp32"]["score"] == pytest.approx(1.0)
+        assert "accuracy" not in arm["precisions"]["fp32"]
+        assert arm["precisions"]["fp32"]["agreement_with_fp32"] is None
+        json.dumps(arm, allow_nan=False)
 
-def test_what_rounding_costs_is_not_held_against_distillation() -> None:
-    targets = np.zeros(1000, np.int64)
-    as_trained = np.repeat([0, 1], [900, 100])
-    rounded = np.repeat([0, 1], [800, 200])
-    control = np.repeat([0, 1], [850, 150])
-    compared = evaluation.compare(
-        targets,
-        teacher=as_trained,
-        distilled=rounded,
-        distilled_as_control=as_trained,
-        control=control,
-        confidence=0.95,
-    )
-    assert compared["drop"]["value"] == pytest.approx(0.1)
-    assert compared["gain_over_control"]["value"] == pytest.approx(0.05)
+    def test_of_several_labels(self) -> None:
+        targets = np.array([[1, 0, 1], [0, 0, 0], [0, 1, 0], [1, 1, 0]], np.float32)
+        teacher = measured(MANY, 6 * targets - 3)
+        student = measured(MANY, np.array([[3, -3, 3], [3, -3, -3], [-3, 3, -3], [3, 3, -3]]))
+        arm = evaluation.arm(MANY, {"fp32": student}, split(targets), LABELS, teacher=teacher)
+        # Five labels are found, and one that is not there.
+        assert arm["micro_f1"] == arm["score"] == pytest.approx(10 / 11)
+        assert arm["agreement"] == 0.75
+        assert arm["accuracy_interval"][0] < 0.75 < arm["accuracy_interval"][1]
+        assert arm["calibration_error"] is None
+        assert arm["divergence"] is None
+
+    def test_of_words(self, words: TaskKind, tmp_path: Path) -> None:
+        tokens = [["ada", "met", f"alan{row}"] for row in range(20)]
+        path = parquet(tmp_path / "words.parquet", tokens=tokens, tags=[["B-person", "O", "B-person"]] * 20)
+        data = words.read(SplitByShare(id="ds_1", validation=2, test=8), {"ds_1": path}, seed=0)
+        outside, person = data.labels.index("O"), data.labels.index("B-person")
+        rows = len(data.test)
+        eye = 3 * np.eye(len(data.labels), dtype=np.float32)
+        right = np.stack([eye[person], eye[outside], eye[person]])
+        cut = right.copy()
+        cut[2] = np.nan
+        places = [np.array([1, 2, 3], np.int32)] * rows
+        encoded = Encoded([np.zeros(5, np.int32)] * rows, np.full(rows, 5), 0, places=places)
+
+        def answering(parts: list[Any]) -> Measured:
+            return Measured.of(words, Answers.of(parts, len(data.labels)), encoded, data.test.inputs)
+
+        teacher, student = answering([right] * rows), answering([right] * (rows - 1) + [cut])
+        arm = evaluation.arm(words, {"fp32": student}, data.test, data.labels, teacher=teacher)
+        # One entity of 16 is not found: precision 1, recall 15/16.
+        assert arm["f1"] == arm["score"] == pytest.approx(30 / 31)
+        assert arm["agreement"] == pytest.approx(7 / 8)
+        assert arm["divergence"] == pytest.approx(0)
+        assert arm["accuracy_interval"] is None
+        assert arm["calibration_error"] is None
+        found = evaluation.disagreements(words, data.test, data.labels, teacher=teacher, student=student)
+        assert len(found) == 1
+        assert found[0]["input"] == " ".join(data.test.inputs[-1].words)  # type: ignore[union-attr]
+        assert found[0]["teacher"] != found[0]["student"]
+        json.dumps([arm, found], allow_nan=False)
+
+    def test_of_stretches(self, stretches: TaskKind, tmp_path: Path) -> None:
+        filler = "it was just the day and the food of our service that was so usual " * 2
+        contexts = [f"{filler}about number {row} a superb film" for row in range(20)]
+        answers = [{"text": ["superb film"], "answer_start": [len(context) - 11]} for context in contexts]
+        questions = ["the film"] * 20
+        path = parquet(tmp_path / "questions.parquet", question=questions, context=contexts, answers=answers)
+        data = stretches.read(SplitByShare(id="ds_1", validation=2, test=8), {"ds_1": path}, seed=0)
+        encoded = stretches.encode(BertTokenizer(tokenizer_object=tiny_tokenizer()), data.test.inputs)
+        assert encoded.rows is not None
+        assert encoded.places is not None
+        assert len(encoded) > len(data.test)
+        parts = [np.zeros((len(places), 2), np.float32) for places in encoded.places]
+        for window, (first, last) in zip(parts, stretches.targets(data.test, encoded).tolist(), strict=True):
+            window[first, 0] = window[last, 1] = 9
+        other = [window.copy() for window in parts]
+        for place in np.flatnonzero(encoded.rows == 0):
+            other[place][:] = 0
+            other[place][1] = 9
+        teacher, student = (
+            Measured.of(stretches, Answers.of(each, 2), encoded, data.test.inputs) for each in (parts, other)
+        )
+        assert evaluation.arm(stretches, {"fp32": teacher}, data.test, [])["f1"] == 1.0
+        arm = evaluation.arm(stretches, {"fp32": student}, data.test, [], teacher=teacher)
+        assert arm["f1"] == arm["score"]
+        assert arm["exact_match"] == arm["agreement"] == 7 / 8
+        for name in ("accuracy_interval", "calibration_error", "divergence"):
+            assert arm[name] is None
+        (row,) = evaluation.disagreements(stretches, data.test, [], teacher=teacher, student=student)
+        assert row["input"]["question"] == "the film"
+        assert row["teacher"] != row["student"]
+        json.dumps([arm, row], allow_nan=False)
+
+
+class TestCompare:
+    def test_what_rounding_costs_is_not_held_against_distillation(self) -> None:
+        as_trained, rounded, control = (correct(1000, right) for right in (900, 800, 850))
+        compared = evaluation.compare(
+            TEXTS,
+            split(truth(1000)),
+            teacher=as_trained,
+            distilled=rounded,
+            distilled_as_control=as_trained,
+            control=control,
+            others={"direct": control},
+            confidence=0.95,
+        )
+        assert compared["drop"]["value"] == pytest.approx(0.1)
+        assert compared["gain_over_control"]["value"] == pytest.approx(0.05)
+        assert compared["others"]["direct"] == compared["gain_over_control"]
+
+    def test_numbers_are_neither_right_nor_wrong(self) -> None:
+        numbers = np.arange(30, dtype=np.float32)
+        test = split(numbers)
+        close, far = (measured(NUMBERS, (numbers + noise)[:, None]) for noise in (0, 20 * np.sin(numbers)))
+        compared = evaluation.compare(
+            NUMBERS, test, teacher=close.predictions, distilled=far.predictions, control=None, confidence=0.9
+        )
+        expected = 1 - np.corrcoef(numbers, numbers + 20 * np.sin(numbers))[0, 1]
+        assert compared["drop"]["value"] == pytest.approx(expected, abs=1e-5)
+        assert compared["drop"]["confidence"] == 0.9
+        assert compared["mcnemar_p"] == {"distilled_against_teacher": None, "distilled_against_control": None}
 
 
 class TestVerdict:
@@ -375,20 +337,59 @@ class TestVerdict:
         assert "not measurably different, 0.0 points" in verdict
         assert "not measurably" not in a_report(teacher=1700, distilled=1760, control=1700)["verdict"]
 
+    def test_a_teacher_that_was_recorded_has_no_size_and_speed(self) -> None:
+        verdict = a_report(teacher=1800, distilled=1760, control=None, recorded=True)["verdict"]
+        assert "parameters" not in verdict
+        assert "speed" not in verdict
+        assert "); whether distillation helped" in verdict
+
+    @pytest.mark.parametrize(("kind", "metric"), [(NUMBERS, "Pearson correlation"), (MANY, "micro-F1")])
+    def test_another_metric(self, kind: TaskKind, metric: str) -> None:
+        self.assert_names(kind, metric)
+
+    def test_entities(self, words: TaskKind) -> None:
+        self.assert_names(words, "entity F1")
+
+    def assert_names(self, kind: TaskKind, metric: str) -> None:
+        arms = {
+            name: {"score": score, "parameters": None, "served": "fp32", "precisions": {"fp32": {"p50_ms": None}}}
+            for name, score in (("teacher", 0.89), ("distilled", 0.8704))
+        }
+        drop = {"value": 0.0196, "low": 0.01, "high": 0.03, "confidence": 0.95}
+        verdict = evaluation.verdict(kind, arms, {"drop": drop, "gain_over_control": None}, "disabled")
+        assert verdict == (
+            f"The distilled student reaches 0.870 {metric} on the test rows, −0.020 against its teacher's 0.890 "
+            "(95 % interval −0.030 to −0.010); whether distillation helped is not known: the job asked for no control."
+        )
+
 
 class TestDisagreements:
     def test_the_surest_first(self) -> None:
-        teacher = np.array([[9, 0, 0], [9, 0, 0], [2, 0, 0]], np.float32)
-        student = np.array([[8, 0, 0], [0, 9, 0], [0, 0, 1]], np.float32)
-        rows = evaluation.disagreements(["a", "b", "c"], np.array([0, 1, 2]), LABELS, teacher=teacher, student=student)
-        assert [row["text"] for row in rows] == ["b", "c"]
+        teacher = measured(TEXTS, [[9, 0, 0], [9, 0, 0], [2, 0, 0]])
+        student = measured(TEXTS, [[8, 0, 0], [0, 9, 0], [0, 0, 1]])
+        rows = evaluation.disagreements(
+            TEXTS, split(np.array([0, 1, 2]), ["a", "b", "c"]), LABELS, teacher=teacher, student=student
+        )
+        assert [row["text"] for row in rows] == [row["input"] for row in rows] == ["b", "c"]
         assert rows[0]["label"] == rows[0]["student"]["label"] == "neutral"
-        assert rows[0]["teacher"]["label"] == "negative"
+        assert rows[0]["truth"] == {"label": "neutral"}
+        assert rows[0]["teacher"] == {"label": "negative", "score": pytest.approx(0.9998)}
         json.dumps(rows)
 
+    def test_pairs(self) -> None:
+        test = split(np.array([0]), [Pair("a", "b")])
+        (row,) = evaluation.disagreements(TEXTS, test, LABELS, teacher=labelled([0]), student=labelled([1]))
+        assert row["input"] == {"text": "a", "text_pair": "b"}
+        assert "text" not in row
+
     def test_at_most_so_many(self) -> None:
-        logits = np.eye(3, dtype=np.float32)
-        rows = evaluation.disagreements(
-            ["a", "b", "c"], np.array([0, 1, 2]), LABELS, teacher=logits, student=logits[[1, 2, 0]], most=2
-        )
-        assert len(rows) == 2
+        teacher, student = labelled([0, 1, 2]), labelled([1, 2, 0])
+        test = split(np.array([0, 1, 2]))
+        assert len(evaluation.disagreements(TEXTS, test, LABELS, teacher=teacher, student=student, most=2)) == 2
+
+    def test_the_numbers_that_are_farthest_apart(self) -> None:
+        teacher, student = measured(NUMBERS, [[1], [2], [3]]), measured(NUMBERS, [[1.5], [2], [9]])
+        test = split(np.array([1, 2, 3], np.float32), ["a", "b", "c"])
+        rows = evaluation.disagreements(NUMBERS, test, ["target"], teacher=teacher, student=student)
+        assert [row["input"] for row in rows] == ["c", "a"]
+        json.dumps(rows)

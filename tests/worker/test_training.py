@@ -22,24 +22,37 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 
 from models.errors import JobFailure
-from models.specs import FineTune, HardLabels, Hinton, Objective, Schedule, SoftTargets
+from models.specs import FineTune, HardLabels, Hinton, Objective, Schedule, SoftTargets, TextClassification
 from tests.factories import LABELS, tiny_network, tiny_rows, tiny_tokenizer
+from worker import objectives as loss
+from worker.asking import autocast, make_accelerator, predict
 from worker.checkpoints import Checkpoints
-from worker.data import Encoded, batches, collate
-from worker.objectives import total
+from worker.data import Answers, Encoded, batches, collate
+from worker.outputs import TrainingSet
 from worker.protocol import PhaseName, Stopped, StopReason
 from worker.training import (
     Outcome,
-    TrainingSet,
-    autocast,
     learning_rate,
-    make_accelerator,
-    predict_logits,
     train,
 )
 
-HINTON = Hinton(preset="hinton", temperature=2.0, alpha=0.5).objectives()
+TASK = TextClassification(kind="text-classification", text="text", label="label")
+HINTON = Hinton(preset="hinton", temperature=2.0, alpha=0.5).outputs(TASK)
 SCHEDULE = Schedule(epochs=3, learning_rate=3e-3, batch_tokens=128, warmup=0.1, precision="fp32")
+
+
+def predict_logits(network: nn.Module, rows: Encoded, **options: Any) -> Tensor:
+    """(N, C)"""
+    return torch.from_numpy(predict(network, rows, **options).values)
+
+
+def taught(rows: Encoded, targets: Tensor, teacher: Tensor) -> TrainingSet:
+    return TrainingSet(rows, targets, (Answers.whole(teacher.numpy()),), (1.0,))
+
+
+def total(objectives: Any, logits: Tensor, teacher: Tensor | None, targets: Tensor) -> loss.Terms:
+    heard = None if teacher is None else loss.Heard(teacher[None], (1.0,), "probabilities")
+    return loss.total(objectives, logits, heard, targets, nature="one_of")
 
 
 class Killed(BaseException):
@@ -89,7 +102,7 @@ def training_set(rows: int = 60, *, unlabelled: int = 0) -> TrainingSet:
     targets[:unlabelled] = -1
     rows_of = encoded(texts)
     teacher = predict_logits(tiny_network(seed=9), rows_of, device=torch.device("cpu"), precision="fp32")
-    return TrainingSet(rows_of, targets, teacher * 20)
+    return taught(rows_of, targets, teacher * 20)
 
 
 DATA = training_set(90)
@@ -191,7 +204,7 @@ class TestTheResult:
         optimizer = torch.optim.AdamW(
             [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}], foreach=False
         )
-        assert DATA.teacher_logits is not None
+        assert DATA.teachers
         plan = [(epoch, batches(DATA.encoded.lengths, 128, seed=5, epoch=epoch)) for epoch in range(2)]
         for epoch, rows_of_epoch in plan:
             for place, rows in enumerate(rows_of_epoch):
@@ -200,7 +213,7 @@ class TestTheResult:
                 for group in optimizer.param_groups:
                     group["lr"] = 3e-3 * (min(1.0, after / 0.1) if done < 0.1 else (1 - done) / 0.9)
                 logits = plain(**collate(DATA.encoded, rows)).logits
-                teacher = DATA.teacher_logits[rows]
+                teacher = torch.from_numpy(DATA.teachers[0].values)[rows]
                 kl = kl_div(log_softmax(logits / 2, -1), softmax(teacher / 2, -1), reduction="batchmean") * 4
                 loss = 0.5 * kl + 0.5 * cross_entropy(logits, DATA.targets[rows])
                 optimizer.zero_grad()
@@ -286,7 +299,7 @@ class TestTheResult:
             tmp_path,
             accelerator,
             network=network,
-            data=TrainingSet(DATA.encoded, DATA.targets, teacher),
+            data=taught(DATA.encoded, DATA.targets, teacher),
             objectives=soft,
             schedule=schedule,
         )
@@ -729,12 +742,12 @@ class TestOnAGpu:
         optimizer = torch.optim.AdamW(
             [{"params": decay[0], "weight_decay": 0.01}, {"params": decay[1], "weight_decay": 0.0}]
         )
-        assert DATA.teacher_logits is not None
+        assert DATA.teachers
         for step, rows in enumerate(batches(DATA.encoded.lengths, 128, seed=5, epoch=0)[:3]):
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(SCHEDULE, step / 3, (step + 1) / 3)
             logits = plain(**collate(DATA.encoded, rows)).logits
-            terms = total(HINTON, logits, DATA.teacher_logits[rows], DATA.targets[rows])
+            terms = total(HINTON, logits, torch.from_numpy(DATA.teachers[0].values)[rows], DATA.targets[rows])
             optimizer.zero_grad()
             terms.loss().backward()
             nn.utils.clip_grad_norm_(plain.parameters(), 1.0)

@@ -1,18 +1,12 @@
-"""One file per kind of task: how it reads rows, tokenizes them for training, and scores answers.
+"""One file per kind of task: how it reads rows, what it learns from, and how it scores answers.
 
 Decoding answers is `models.runtime`'s, so that what is measured is what is served.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any, Protocol, assert_never
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import assert_never
 
 from models.errors import JobFailure
 from models.specs import (
-    DatasetSpec,
     QuestionAnswering,
     Task,
     Text2Text,
@@ -21,32 +15,33 @@ from models.specs import (
     TextRegression,
     TokenClassification,
 )
-from worker.data import Encoded
-from worker.tasks import text_classification
+from worker.tasks.base import TaskKind
+from worker.tasks.multi_label import MultiLabelKind
+from worker.tasks.question_answering import QuestionAnsweringKind
+from worker.tasks.text_classification import TextClassificationKind
+from worker.tasks.text_regression import TextRegressionKind
+from worker.tasks.token_classification import TokenClassificationKind
 
-
-class TaskKind(Protocol):
-    """What a module of this package offers. `task` is the spec of the kind that the module is for."""
-
-    def read(
-        self, task: Any, dataset: DatasetSpec, paths: Mapping[str, Path], *, seed: int
-    ) -> text_classification.Data: ...
-
-    def template(self, task: Any) -> str: ...
-
-    def encode(self, tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded: ...
-
-    def scores(self, logits: NDArray[np.floating[Any]], targets: NDArray[np.int64]) -> dict[str, float]: ...
+__all__ = ["TaskKind", "for_task"]
 
 
 def for_task(task: Task) -> TaskKind:
-    """The module for this kind of task. Raises `JobFailure` (`not_available_yet`) where there is none."""
+    """The kind of task that `task` is of. Raises `JobFailure` (`not_available_yet`) where this version lacks it."""
     match task:
         case TextClassification():
-            return text_classification
-        case TextRegression() | TokenClassification() | QuestionAnswering() | TextGeneration() | Text2Text():
+            return MultiLabelKind(task) if task.multi_label else TextClassificationKind(task)
+        case TextRegression():
+            return TextRegressionKind(task)
+        case TokenClassification():
+            return TokenClassificationKind(task)
+        case QuestionAnswering():
+            return QuestionAnsweringKind(task)
+        case TextGeneration() | Text2Text():
             raise JobFailure(
-                f"{task.kind!r} is not available in this version", code="not_available_yet", pointer="/task/kind"
+                f"{task.kind!r} is not available in this version",
+                code="not_available_yet",
+                hint="choose text-classification, text-regression, token-classification or question-answering",
+                pointer="/task/kind",
             )
         case _:
             assert_never(task)

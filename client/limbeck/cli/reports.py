@@ -8,6 +8,18 @@ from rich.markup import escape
 from limbeck.cli.output import console, seconds, show_table, size
 
 _ARMS = ("teacher", "distilled", "control", "untrained")
+_METRICS = {
+    "accuracy": "accuracy",
+    "micro_f1": "micro F1",
+    "macro_f1": "macro F1",
+    "f1": "F1",
+    "exact_match": "exact match",
+    "exact": "exact match",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
+}
+_SHARES = {"accuracy", "exact_match", "exact", "agreement"}
+"""Shares of the test rows, which are shown in percent; their differences in points."""
 _COUNTERS = (
     ("teacher_training_steps", "teacher training steps"),
     ("teacher_forward_rows", "rows through the teacher"),
@@ -20,14 +32,24 @@ _COUNTERS = (
 def show_report(report: Mapping[str, Any]) -> None:
     """Arms side by side, then the comparisons, the gate, warnings and the verdict."""
     arms = report.get("arms") or {}
-    rows = [_row(name, arms[name], report) for name in _ARMS if arms.get(name)]
-    show_table(("", "accuracy", "drop, points", "macro F1", "agreement", "parameters", "served file", "p50"), rows)
+    main = str(report.get("metric") or "accuracy")
+    beside = _beside(main, arms)
+    shown = {name: arms[name] for name in _ARMS if arms.get(name)} | (report.get("others") or {})
+    if report.get("constant"):
+        shown["constant answer"] = report["constant"]
+    rows = [_row(name, one, report, (main, *beside)) for name, one in shown.items()]
+    drop = "drop, points" if main in _SHARES else "drop"
+    words = [_METRICS.get(name, name) for name in (main, *beside)]
+    show_table(("", words[0], drop, *words[1:], "agreement", "parameters", "served file", "p50"), rows)
     if arms.get("control") is None and report.get("control_reason"):
         console.print(f"[dim]no control arm: {escape(str(report['control_reason']))}[/]")
     comparisons = report.get("comparisons") or {}
+    unit = " points" if main in _SHARES else ""
     gain = comparisons.get("gain_over_control")
     if gain:
-        console.print(f"gain over control: {_points(gain)} points")
+        console.print(f"gain over control: {_difference(main, gain)}{unit}")
+    for name, interval in (comparisons.get("others") or {}).items():
+        console.print(f"distilled against {escape(str(name))}: {_difference(main, interval)}{unit}")
     gate = report.get("gate") or {}
     for check in gate.get("checks") or []:
         mark = "[green]holds[/]" if check.get("passed") else "[red]does not hold[/]"
@@ -50,32 +72,44 @@ def show_counters(report: Mapping[str, Any]) -> None:
         )
 
 
-def _row(name: str, arm: Mapping[str, Any], report: Mapping[str, Any]) -> tuple[str, ...]:
+def _beside(main: str, arms: Mapping[str, Any]) -> tuple[str, ...]:
+    """The metric that is shown next to the main one, where the task has another."""
+    known = [name for name in _METRICS if name != main and any(name in (arm or {}) for arm in arms.values())]
+    return tuple(known[:1])
+
+
+def _row(name: str, arm: Mapping[str, Any], report: Mapping[str, Any], metrics: tuple[str, ...]) -> tuple[str, ...]:
     drop = (report.get("comparisons") or {}).get("drop") if name == "distilled" else None
     served = (arm.get("precisions") or {}).get(arm.get("served") or "", {})
+    main, *beside = metrics
     return (
         name,
-        _percent(arm.get("accuracy")),
-        _points(drop) if drop else "",
-        _percent(arm.get("macro_f1")),
-        _percent(arm.get("agreement")),
+        _value(main, arm.get(main)),
+        _difference(main, drop) if drop else "",
+        *(_value(metric, arm.get(metric)) for metric in beside),
+        _value("agreement", arm.get("agreement")),
         _millions(arm.get("parameters")),
         f"{size(arm['bytes'])} {arm.get('served') or ''}".strip() if arm.get("bytes") else "",
         f"{served['p50_ms']:.2f} ms" if served.get("p50_ms") is not None else "",
     )
 
 
-def _percent(value: float | None) -> str:
-    return "" if value is None else f"{value * 100:.2f} %"
+def _value(metric: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value * 100:.2f} %" if metric in _SHARES else f"{value:.4f}"
 
 
-def _points(interval: Mapping[str, Any]) -> str:
-    """A difference of two shares in percentage points, with its interval."""
+def _difference(metric: str, interval: Mapping[str, Any]) -> str:
+    """A difference of two values of a metric with its interval, that of two shares in percentage points."""
     value, low, high = (interval.get(name) for name in ("value", "low", "high"))
     if value is None:
         return ""
-    words = f"{value * 100:+.2f}"
-    return words if low is None or high is None else f"{words} [{low * 100:+.2f}, {high * 100:+.2f}]"
+    scale, digits = (100, 2) if metric in _SHARES else (1, 4)
+    words = f"{value * scale:+.{digits}f}"
+    if low is None or high is None:
+        return words
+    return f"{words} [{low * scale:+.{digits}f}, {high * scale:+.{digits}f}]"
 
 
 def _millions(count: int | None) -> str:

@@ -1,6 +1,7 @@
 """`limbeck students …`, `limbeck deployments …` and `limbeck predict`"""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ from limbeck.cli.output import After, AsJson, Limit, console, service, show_fiel
 from limbeck.cli.reports import show_counters, show_report
 from limbeck.errors import LimbeckError
 from limbeck.objects import Deployment, File
+from limbeck.predictions import Entity, Label, Span
 
 students = typer.Typer(no_args_is_help=True, help="Published students.")
 deployments = typer.Typer(no_args_is_help=True, help="Names that production calls.")
@@ -170,20 +172,53 @@ def predict(
     texts: Annotated[
         list[str] | None, typer.Argument(metavar="TEXT…", help="- reads one text a line.", show_default=False)
     ] = None,
+    text_pair: Annotated[
+        str | None, typer.Option(help="The second text, where the task compares two.", show_default=False)
+    ] = None,
+    question: Annotated[
+        str | None, typer.Option(help="A question, for a task that answers them.", show_default=False)
+    ] = None,
+    context: Annotated[
+        str | None, typer.Option(help="Where its answer may stand; - reads it.", show_default=False)
+    ] = None,
     top_k: Annotated[
-        int | None, typer.Option(min=1, help="So many labels of each; default all.", show_default=False)
+        int | None,
+        typer.Option(min=1, help="So many labels (default all) or answers (default one) of each.", show_default=False),
     ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Ask a deployment."""
     with service() as client:
-        wanted = [line.rstrip("\n") for line in sys.stdin] if texts == ["-"] else texts
-        if not wanted:
-            raise LimbeckError("give at least one text", hint=f'limbeck predict {name} "what a day"')
+        wanted = _inputs(name, texts, text_pair, question, context)
         answers = client.predict(name, wanted, top_k=top_k)
         if as_json:
             show_json(answers.raw)
             return
-        for text, labels in zip(wanted, answers, strict=True):
-            best = "  ".join(f"{escape(item.label)} {item.score:.3f}" for item in labels)
-            console.print(f"{escape(text)}\n  [cyan]{best}[/]")
+        for item, found in zip(wanted, answers, strict=True):
+            shown = item if isinstance(item, str) else "\n".join(item.values())
+            best = "  ".join(_shown(one) for one in found) or "nothing"
+            console.print(f"{escape(shown)}\n  [cyan]{best}[/]")
+
+
+def _inputs(
+    name: str, texts: list[str] | None, text_pair: str | None, question: str | None, context: str | None
+) -> list[str | Mapping[str, str]]:
+    if question is not None or context is not None:
+        if question is None or context is None or texts or text_pair is not None:
+            raise LimbeckError(
+                "give a question with its context and nothing else",
+                hint=f'limbeck predict {name} --question "who?" --context "It was me."',
+            )
+        return [{"question": question, "context": sys.stdin.read() if context == "-" else context}]
+    wanted = [line.rstrip("\n") for line in sys.stdin] if texts == ["-"] else texts
+    if not wanted:
+        raise LimbeckError("give at least one text", hint=f'limbeck predict {name} "what a day"')
+    return [text if text_pair is None else {"text": text, "text_pair": text_pair} for text in wanted]
+
+
+def _shown(found: Label | Entity | Span) -> str:
+    match found:
+        case Label(label=text) | Span(answer=text):
+            return f"{escape(text) or 'no answer'} {found.score:.3f}"
+        case Entity():
+            return f"{escape(found.word)} ({escape(found.entity_group)}) {found.score:.3f}"

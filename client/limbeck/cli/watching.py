@@ -1,7 +1,8 @@
 """Following a job on the terminal: a bar that lives, or plain lines where there is no terminal (a pipe, a CI log)."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.live import Live
@@ -20,8 +21,13 @@ _LOOK_SECONDS = 1.0
 _METRICS_SECONDS = 2.0
 _LINE_SECONDS = 20.0
 _LINE_STEP = 0.1
-_SHOWN = ("loss", "validation_accuracy")
-_NAMES = {"loss": "loss", "validation_accuracy": "validation accuracy"}
+_MAIN = {
+    "text-classification": "accuracy",
+    "text-regression": "pearson",
+    "token-classification": "f1",
+    "question-answering": "f1",
+}
+"""The main metric of each kind of task, which is reported of the validation rows."""
 
 Latest = dict[str, dict[str, float]]
 """The last value of each metric, by arm."""
@@ -37,6 +43,13 @@ def watch(client: Client, job: Job, *, tick: Callable[[], None] = lambda: None) 
     return _follow(client, job, tick, lines.show)
 
 
+def shown(spec: Mapping[str, Any]) -> tuple[str, str]:
+    """The metrics of a job that are followed: its loss, and the main metric of its task on the validation rows."""
+    task = spec.get("task") or {}
+    main = "micro_f1" if task.get("multi_label") else _MAIN.get(str(task.get("kind")), "accuracy")
+    return "loss", f"validation_{main}"
+
+
 def _follow(client: Client, job: Job, tick: Callable[[], None], show: Callable[[Job, Latest], None]) -> Job:
     latest: Latest = {}
     asked = -_METRICS_SECONDS
@@ -50,7 +63,7 @@ def _follow(client: Client, job: Job, tick: Callable[[], None], show: Callable[[
             if now.status == "running" and time.monotonic() - asked > _METRICS_SECONDS:
                 asked = time.monotonic()
                 latest = latest_of(
-                    [point for name in _SHOWN for point in client.jobs.metrics(job, name=name, points=2)]
+                    [point for name in shown(job.spec) for point in client.jobs.metrics(job, name=name, points=2)]
                 )
         except (ServiceUnreachable, ApiError) as error:
             _bear(error, heard)
@@ -107,9 +120,13 @@ def _picture(job: Job, latest: Latest, elapsed: float) -> RenderableType:
     arms = Table.grid(padding=(0, 2))
     for arm, values in latest.items():
         arms.add_row(
-            Text(arm, style="cyan"), *(f"{_NAMES[name]} {values[name]:.4f}" for name in _SHOWN if name in values)
+            Text(arm, style="cyan"), *(_said(name, values[name]) for name in shown(job.spec) if name in values)
         )
     return Group(bar, arms)
+
+
+def _said(name: str, value: float) -> str:
+    return f"{name.replace('_', ' ')} {value:.4f}"
 
 
 class _Lines:
@@ -132,7 +149,7 @@ class _Lines:
         eta = f"  {seconds(job.eta_seconds)} left" if job.eta_seconds is not None and not job.ended else ""
         # Of the arms, those that have moved since the last line.
         values = "  ".join(
-            f"{arm}: " + ", ".join(f"{_NAMES[name]} {found[name]:.4f}" for name in _SHOWN if name in found)
+            f"{arm}: " + ", ".join(_said(name, found[name]) for name in shown(job.spec) if name in found)
             for arm, found in latest.items()
             if found != self._latest.get(arm)
         )
