@@ -197,12 +197,11 @@ def _gib(size: int) -> str:
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
-def time_warnings(seconds_per_step: float, steps: int, max_seconds: int | None) -> Warnings:
-    """`time_limit_likely` where `steps` of the length that one was measured to have pass the job's limit."""
-    expected = seconds_per_step * steps
+def time_warnings(expected: float, max_seconds: int | None) -> Warnings:
+    """`time_limit_likely` where training alone takes about `expected` seconds, more than the limit."""
     if max_seconds is None or expected <= max_seconds:
         return []
-    message = f"{steps} steps of {seconds_per_step:.2f} s take about {expected:.0f} s, and max_seconds is {max_seconds}"
+    message = f"training the student takes about {expected:.0f} s on this worker, and max_seconds is {max_seconds}"
     return [("time_limit_likely", message)]
 
 

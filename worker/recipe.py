@@ -18,7 +18,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from models import gates
@@ -34,13 +33,14 @@ from worker.features import check as check_features
 from worker.measuring import Latency, Measured, choose_precision, measure, measure_latency
 from worker.objectives import active, features
 from worker.protocol import Assignment, Report
+from worker.rehearsal import rehearse
 from worker.run import SPLITS, Run
 from worker.stages import Taught, build_student, distil_stages, original_of
 from worker.statistics import CONFIDENCE
 from worker.students import Student, parameters
 from worker.tasks import for_task
 from worker.teachers import OpenTeacher
-from worker.teaching import Faculty, Voice, layout, open_voices, subset, teach
+from worker.teaching import Faculty, Voice, layout, open_voices, teach
 
 _LATENCY = "latency.json"
 
@@ -101,21 +101,25 @@ def _preflight(assignment: Assignment, report: Report) -> tuple[Run, list[Voice]
     original = original_of(run, voices)
     # Every student is built once before anything is trained: an impossible shape must not cost an hour of teaching.
     source = original
+    seconds = 0.0
     for number, stage in enumerate(spec.stages):
         if stage.teacher == "original":
             source = original
         student = build_student(run, stage.student, source, number)
         _check_phases(run, number, student, source if source is not None else student)
         _check_memory(run, number, student, source)
+        seconds += rehearse(run, student, stage.phases, None if source is None else source.network)
         source = student
     for code, message in preflight.row_warnings(run.kind, data, run.encoded(student.tokenizer, "train")):
         run.warn(code, message)
-    _smoke(run, student)
+    for code, message in preflight.time_warnings(seconds, spec.max_seconds):
+        run.warn(code, message)
     teachers = sum(parameters(voice.network)[0] for voice in voices if voice.network is not None)
     report.event(
         "preflight_passed",
         f"{len(data.train)} training, {len(data.validation)} validation and {len(data.test)} test rows; "
-        f"{len(data.labels)} labels; teachers {teachers:,} and student {parameters(student.network)[0]:,} parameters.",
+        f"{len(data.labels)} labels; teachers {teachers:,} and student {parameters(student.network)[0]:,} parameters. "
+        f"Training the student takes about {seconds:.0f} s.",
     )
     return run, voices
 
@@ -154,17 +158,6 @@ def _check_memory(run: Run, stage: int, student: Student, teacher: OpenTeacher |
     )
     for code, message in preflight.check_memory(needed, preflight.available_memory(run.accelerator.device)):
         run.warn(code, message)
-
-
-def _smoke(run: Run, student: Student) -> None:
-    """One forward pass of a few rows, so that what cannot run at all is known now."""
-    encoded = run.encoded(student.tokenizer, "train")
-    few = subset(encoded, range(min(4, len(encoded))))
-    answers = predict(student.network, few, shape=run.kind.shape, device=run.accelerator.device)
-    if np.isinf(answers.values).any() or (run.kind.shape == "text" and np.isnan(answers.values).any()):
-        raise JobFailure(
-            "the untrained student's answers are not numbers", code="diverged", pointer="/stages/0/student"
-        )
 
 
 # --- export -----------------------------------------------------------------------------------------------------------

@@ -226,13 +226,13 @@ class TestAvailableMemory:
 
 class TestTime:
     def test_what_will_take_longer_than_the_limit_is_a_warning(self) -> None:
-        ((code, message),) = time_warnings(0.5, 100, 49)
+        ((code, message),) = time_warnings(50.0, 49)
         assert code == "time_limit_likely"
         assert "about 50 s" in message
 
     @pytest.mark.parametrize("limit", [50, None])
     def test_else_nothing_is_said(self, limit: int | None) -> None:
-        assert time_warnings(0.5, 100, limit) == []
+        assert time_warnings(50.0, limit) == []
 
 
 class TestStepZero:
