@@ -166,12 +166,12 @@ def _table(cells: Sequence[Cell], results: Mapping[str, Result]) -> str:
         name = group.partition("/")[2].replace("/", ", ")
         reports = [result.report for result in found if result.report is not None]
         if not reports:
-            rows.append([name, "failed", *[""] * 8])
+            rows.append([name, "failed", *[""] * 9])
             continue
         failed = f" ({len(found) - len(reports)} failed)" if len(reports) < len(found) else ""
         rows.append([name + failed, *_cells_of_row(found, reports)])
         notes += [f"- {name}: {note}" for note in _others(reports)]
-    head = ["", "training rows", "fewer parameters", "metric", "teacher", "distilled", "control", "gain, by seed"]
+    head = ["", "training rows", "fewer parameters", "metric", "teacher", "distilled", "control", "untrained", "gain, by seed"]
     table = _markdown([*head, "validation", "seconds"], rows)
     return f"{table}\n\n{chr(10).join(notes)}" if notes else table
 
@@ -189,6 +189,7 @@ def _cells_of_row(results: Sequence[Result], reports: Sequence[JsonObject]) -> l
         arm("teacher"),
         arm("distilled"),
         arm("control"),
+        arm("untrained"),
         "<br>".join(_gain(report["comparisons"]) for report in reports),
         _spread([result.validation for result in results]),
         _seconds([result.training_seconds for result in results]),
