@@ -171,8 +171,8 @@ def _table(cells: Sequence[Cell], results: Mapping[str, Result]) -> str:
         failed = f" ({len(found) - len(reports)} failed)" if len(reports) < len(found) else ""
         rows.append([name + failed, *_cells_of_row(found, reports)])
         notes += [f"- {name}: {note}" for note in _others(reports)]
-    head = ["", "training rows", "fewer parameters", "metric", "teacher", "distilled", "control", "untrained", "gain, by seed"]
-    table = _markdown([*head, "validation", "seconds"], rows)
+    head = ["", "training rows", "fewer parameters", "metric", "teacher", "distilled", "control", "untrained"]
+    table = _markdown([*head, "gain, by seed", "validation", "seconds"], rows)
     return f"{table}\n\n{chr(10).join(notes)}" if notes else table
 
 

@@ -190,6 +190,15 @@ class TestRoundTrip:
         logits.values[3] = 1
         assert kind.predictions(logits, encoded, split.inputs) == [expected]
 
+    def test_what_test_rows_say_is_not_learned(self, kind, tmp_path):
+        parts = ["train"] * 20 + ["validation"] * 5 + ["test"] * 5
+        answers = [*GOOD[:25], *[NONE] * 5]
+        path = write(tmp_path, answers, part=parts)
+        read(kind, path, SplitByColumn(id="ds_1", split="part"))
+        assert kind.serving()["limbeck_allow_none"] is False
+        read(kind, write(tmp_path, [NONE, *GOOD[1:]], part=parts), SplitByColumn(id="ds_1", split="part"))
+        assert kind.serving()["limbeck_allow_none"] is True
+
 
 class TestScores:
     @pytest.mark.parametrize(

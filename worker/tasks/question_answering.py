@@ -71,9 +71,10 @@ class QuestionAnsweringKind(TaskKind):
         table, targets = _standing(table, warnings)
         if not any(targets):
             raise JobFailure("no row has an answer", code="bad_answer", hint=_SHAPE, pointer="/task/answers")
-        self._allow_none = any(found == () for found in targets)
         strata = np.array([-1 if found is None else int(bool(found)) for found in targets], np.int64)
         rows = split_rows(dataset, table, strata, seed=seed, warnings=warnings, of=_context)
+        # By the training rows alone: how answers are read is learned, and test rows teach nothing.
+        self._allow_none = any(targets[row] == () for row in rows["train"])
         spelled = [None if found is None else json.dumps(found, ensure_ascii=False) for found in targets]
         return sides(
             table,
