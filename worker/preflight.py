@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from models.decoding import OUTSIDE
 from models.errors import JobFailure
 from models.inputs import canonical
 from worker.data import Encoded, groups_of
@@ -46,7 +47,10 @@ def row_warnings(kind: TaskKind, data: Data, encoded: Encoded) -> Warnings:
 
 
 def label_counts(kind: TaskKind, data: Data, encoded: Encoded) -> dict[str, int]:
-    """How often each label occurs among the training rows, or their words; empty where an answer is no label."""
+    """How often each label occurs among the training rows, or their words; empty where an answer is no label.
+
+    Words outside of every entity are always the most, and say nothing: they are left out.
+    """
     if kind.nature == "number" or kind.shape == "span":
         return {}
     targets = kind.targets(data.train, encoded)
@@ -54,7 +58,8 @@ def label_counts(kind: TaskKind, data: Data, encoded: Encoded) -> dict[str, int]
         counts = torch.nan_to_num(targets).sum(0).round().long()
     else:
         counts = torch.bincount(targets[targets >= 0].flatten(), minlength=len(data.labels))
-    return dict(zip(data.labels, counts.tolist(), strict=True))
+    found = zip(data.labels, counts.tolist(), strict=True)
+    return {label: count for label, count in found if kind.shape != "words" or label != OUTSIDE}
 
 
 def _truncation(kind: TaskKind, encoded: Encoded) -> Warnings:

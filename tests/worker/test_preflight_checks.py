@@ -146,6 +146,10 @@ class TestLabelCounts:
         data = data_of([Words(("x", "y", "z")), Words(("x",))], targets)
         assert label_counts(OfWords(TASK), data, encoded_of([5, 3])) == {"a": 1, "b": 3}
 
+    def test_words_outside_of_every_entity_are_left_out(self) -> None:
+        data = data_of([Words(("x", "y")), Words(("z",))], np.array([[0, 1], [0, -1]]), labels=("O", "B-a"))
+        assert label_counts(OfWords(TASK), data, encoded_of([4, 3])) == {"B-a": 1}
+
     def test_of_any_number_of_labels(self) -> None:
         targets = np.array([[1, 0], [1, 1], [np.nan, np.nan]], np.float32)
         assert label_counts(MULTI, data_of(["x", "y", "z"], targets), encoded_of([3] * 3)) == {"a": 2, "b": 1}
