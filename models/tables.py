@@ -4,6 +4,7 @@ Key · Dataset · Teacher · Job ─< Event, Metric · Student · Deployment ─
 """
 
 import os
+import threading
 import time
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args
@@ -35,9 +36,28 @@ ALIVE: tuple[JobStatus, ...] = ("running", "pausing", "cancelling")
 Prefix = Literal["ds", "tc", "job", "st", "dep", "key", "wk"]
 
 
+class _Ulids:
+    """Numbers of 48 bits of milliseconds and 80 random bits. Within one process each is above the one before, even if
+    both fall into one millisecond or the clock is set back ("monotonicity", https://github.com/ulid/spec): who came
+    first is served first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._last = 0
+
+    def next(self) -> int:
+        fresh = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10))
+        with self._lock:
+            self._last = max(fresh, self._last + 1)
+            return self._last
+
+
+_ulids = _Ulids()
+
+
 def new_id(prefix: Prefix) -> str:
-    """An id such as `job_01k3…`: 48 bits of milliseconds, then 80 random bits (a ULID with a prefix)."""
-    number = (int(time.time() * 1000) << 80) | int.from_bytes(os.urandom(10))
+    """An id such as `job_01k3…`: a ULID with a prefix. Ids of one process sort in the order of their making."""
+    number = _ulids.next()
     return f"{prefix}_" + "".join(_ALPHABET[(number >> shift) & 31] for shift in range(125, -1, -5))
 
 
