@@ -18,6 +18,16 @@ STUDENTS: dict[str, JsonObject] = {
     "75 % fewer": {"kind": "from_teacher", "layers": [2, 5], "vocabulary": 4500},
 }
 """By the share of MiniLM-L6's 22.7 million parameters that they do without."""
+STUDENTS_OF_THE_FULL_SET: dict[str, JsonObject] = {
+    **STUDENTS,
+    "75 % fewer, half the FFN": {
+        "kind": "from_teacher",
+        "layers": [2, 5],
+        "vocabulary": 7700,
+        "intermediate_size": 768,
+    },
+}
+"""Half of the feed-forward units give way to 3,200 more tokens: many rows have many words."""
 ROWS = 10_000
 EPOCHS = 6
 EPOCHS_OF_THE_FULL_SET = 4
@@ -140,7 +150,7 @@ def presets(seeds: Sequence[int]) -> Iterator[Cell]:
 def full_set(seeds: Sequence[int], chosen: Sequence[str]) -> Iterator[Cell]:
     """SST-2 with all of its training rows."""
     for preset in chosen:
-        for size, student in STUDENTS.items():
+        for size, student in STUDENTS_OF_THE_FULL_SET.items():
             for seed in seeds:
                 yield _student(
                     f"sst2-full/{preset}/{size}",

@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, BertConfig
 
-from benchmarks.cells import MODEL, PRESETS, STUDENTS, TASKS, Cell, cells, small
+from benchmarks.cells import MODEL, PRESETS, STUDENTS_OF_THE_FULL_SET, TASKS, Cell, cells, small
 from benchmarks.methods import Notes, chosen, collect, outstanding, run_all, run_cell
 from benchmarks.results import Result, best_preset, render, specs_of
 from benchmarks.rows import prepare
@@ -89,12 +89,16 @@ class TestCells:
         }
         assert set(total.values()) == {6}
 
-    @pytest.mark.parametrize(("size", "fewer"), [("62 % fewer", 0.62), ("75 % fewer", 0.75)])
+    @pytest.mark.parametrize(
+        ("size", "fewer"), [("62 % fewer", 0.62), ("75 % fewer", 0.75), ("75 % fewer, half the FFN", 0.75)]
+    )
     def test_students_are_as_small_as_their_names_say(self, size, fewer, tmp_path):
         config = references.read_config(references.parse(MODEL), tmp_path)
         assert config is not None
-        student = STUDENTS[size]
+        student = STUDENTS_OF_THE_FULL_SET[size]
         shape = {"num_hidden_layers": len(student["layers"]), "vocab_size": student["vocabulary"]}
+        if "intermediate_size" in student:
+            shape["intermediate_size"] = student["intermediate_size"]
 
         def parameters(**changes: int) -> int:
             with torch.device("meta"):
