@@ -50,7 +50,7 @@ def first_key(settings: Settings, database: Database) -> Outcome:
 def verify(settings: Settings, database: Database) -> Outcome:
     """Look at everything that is remembered: the schema, the database's own check, and the hash of every artifact."""
     problems: list[dict[str, str]] = []
-    counts = {"datasets": 0, "teachers": 0, "students": 0}
+    counts = {"datasets": 0, "teachers": 0, "students": 0, "exports": 0}
     if not migrations.is_current(database):
         return {"ok": False, "problems": [{"what": "schema", "message": "is not this version's; run migrate"}]}
     store = Store(settings.artifacts, settings.cache_folder / "artifacts")
@@ -62,10 +62,12 @@ def verify(settings: Settings, database: Database) -> Outcome:
         datasets = session.execute(
             select(Dataset.id, Dataset.artifact, Dataset.sha256).where(Dataset.status == "ready")
         )
+        exports = select(Student.teacher_artifact).where(Student.teacher_artifact.is_not(None)).distinct()
         files = [(row.id, row.artifact, row.sha256) for row in datasets]
         folders = [
             *((row.id, row.artifact, "teachers") for row in session.execute(select(Teacher.id, Teacher.artifact))),
             *((row.id, row.artifact, "students") for row in session.execute(select(Student.id, Student.artifact))),
+            *((f"{key} (a teacher's export)", key, "exports") for key in session.scalars(exports)),
         ]
     for id_, key, digest in files:
         counts["datasets"] += 1

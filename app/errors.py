@@ -211,6 +211,9 @@ _CODES: Mapping[str, str] = {
     "extra_forbidden": "unknown_field",
     "json_invalid": "invalid_json",
     "not_available_yet": "not_available_yet",
+    "one_threshold": "one_threshold",
+    "bad_pattern": "bad_pattern",
+    "auto_without_candidate": "auto_without_candidate",
 }
 _MESSAGES: Mapping[str, str] = {"missing": "is required", "extra_forbidden": "is not a field of this object"}
 

@@ -11,13 +11,14 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
 import structlog
 import uvicorn
 from fastapi import APIRouter, FastAPI
-from pydantic import Field
+from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, CliApp, SettingsConfigDict
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -25,6 +26,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from app import errors
 from app.routes import (
+    bundles,
     datasets,
     deployments,
     health,
@@ -32,15 +34,22 @@ from app.routes import (
     keys,
     later,
     predict,
+    predictions,
     students,
     teachers,
+    traffic,
     uploading,
     workers,
 )
 from app.security import Guard, Keys, Rules
+from app.serving.answering import Answering
 from app.serving.batching import Pool
-from app.serving.shelf import Pointer, Shelf
-from models import lifecycle, logs
+from app.serving.counts import Counts
+from app.serving.recorder import Recorder
+from app.serving.shadowing import Shadows
+from app.serving.shelf import NO_TRAFFIC, Pointer, Shelf
+from models import captures, lifecycle, logs
+from models import traffic as live_traffic
 from models.artifacts import Store
 from models.database import Database
 from models.errors import LimbeckError, Missing
@@ -48,9 +57,11 @@ from models.host import cores
 from models.queue import Doorbell
 from models.runtime import Runtime
 from models.settings import Settings
+from models.specs import Traffic
 from models.tables import Deployment, Key, Student
 
 _DESCRIPTION = "Knowledge distillation as a service: submit a job, get a small student with proof, call /predict."
+_TALLY_SECONDS = 1.0
 
 log = structlog.get_logger("limbeck.app")
 
@@ -92,7 +103,7 @@ def _routers(settings: Settings) -> Iterator[tuple[APIRouter, int]]:
     body, upload = settings.max_body_bytes, settings.max_upload_bytes + uploading.FORM_SLACK
     yield datasets.router, upload
     yield teachers.router, upload
-    for router in (jobs, students, deployments, predict, keys, workers, health, later):
+    for router in (jobs, bundles, students, deployments, traffic, predict, predictions, keys, workers, health, later):
         yield router.router, body
 
 
@@ -119,39 +130,83 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     state.pool = pool = Pool(cores(), settings.predict_queue)
     state.shelf = shelf = Shelf(
         lambda student_id: _open_student(database, store, student_id),
-        lambda: _pointers(database),
+        _Pointers(database),
         budget_bytes=settings.student_memory_bytes,
     )
+    state.counts = counts = Counts()
+    state.answering = Answering(shelf, pool, counts)
+    state.shadows = shadows = Shadows(shelf, pool, counts)
+    state.recorder = recorder = Recorder(captures.Log(database).write)
     stopping = threading.Event()
     sweeper = threading.Thread(target=_sweep, args=(app, stopping), name="sweep", daemon=True)
+    tallying = threading.Thread(target=_tally, args=(app, stopping), name="tally", daemon=True)
     shelf.start()
     sweeper.start()
+    tallying.start()
+    recorder.start()
     log.info("started", version=app.version)
     try:
         yield
     finally:
         state.leaving = True
         stopping.set()
+        await shadows.close()
         await asyncio.to_thread(sweeper.join)
+        await asyncio.to_thread(tallying.join)
         await asyncio.to_thread(shelf.close)
         await asyncio.to_thread(pool.close)
+        await asyncio.to_thread(recorder.close)
+        with contextlib.suppress(SQLAlchemyError):
+            await asyncio.to_thread(_put_down, app)
         await asyncio.to_thread(doorbell.close)
         database.close()
         log.info("stopped")
 
 
 def _open_student(database: Database, store: Store, student_id: str) -> Runtime:
+    """A student, or the teacher of one, as the shelf names them."""
+    student_id, _, teacher = student_id.partition("/")
+    column = Student.teacher_artifact if teacher else Student.artifact
     with database.reading() as session:
-        artifact = session.scalar(select(Student.artifact).where(Student.id == student_id))
+        artifact = session.scalar(select(column).where(Student.id == student_id))
     if artifact is None:
-        raise Missing(f"there is no student {student_id!r}")
+        what = (
+            f"the student {student_id!r} has no exported teacher" if teacher else f"there is no student {student_id!r}"
+        )
+        raise Missing(what)
     return Runtime.open(store.fetch_folder(artifact))
 
 
-def _pointers(database: Database) -> list[Pointer]:
-    columns = (Deployment.id, Deployment.owner, Deployment.name, Deployment.student_id, Deployment.version)
-    with database.reading() as session:
-        return [Pointer(*row) for row in session.execute(select(*columns))]
+class _Pointers:
+    """Where every deployment points, read anew with every call. A deployment's traffic is parsed once a version."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._parsed: dict[tuple[str, int], Traffic] = {}
+
+    def __call__(self) -> list[Pointer]:
+        columns = (Deployment.id, Deployment.owner, Deployment.name, Deployment.student_id, Deployment.version)
+        with self._database.reading() as session:
+            rows = session.execute(select(*columns, Deployment.traffic)).all()
+        before, self._parsed = self._parsed, {}
+        for row in rows:
+            key = row.id, row.version
+            self._parsed[key] = before.get(key) or _traffic(row.traffic, row.name)
+        return [
+            Pointer(row.id, row.owner, row.name, row.student_id, row.version, self._parsed[row.id, row.version])
+            for row in rows
+        ]
+
+
+def _traffic(document: dict[str, Any], deployment: str) -> Traffic:
+    """A deployment's traffic; none where this version cannot read it, for its student must answer nevertheless."""
+    if not document:
+        return NO_TRAFFIC
+    try:
+        return Traffic.model_validate(document)
+    except ValidationError as error:
+        log.warning("a deployment's traffic cannot be read", deployment=deployment, problems=error.error_count())
+        return NO_TRAFFIC
 
 
 def _sweep(app: FastAPI, stopping: threading.Event) -> None:
@@ -160,10 +215,47 @@ def _sweep(app: FastAPI, stopping: threading.Event) -> None:
     while not stopping.wait(settings.sweep_interval):
         try:
             lifecycle.sweep(app.state.database, app.state.doorbell, settings)
+            live_traffic.sweep(app.state.database)
+            captures.expire(app.state.database)
             app.state.keys.note_use()
         except Exception as error:  # noqa: BLE001 - a database that is away must not end this thread
             reason = error.message if isinstance(error, LimbeckError) else type(error).__name__
             log.warning("sweep failed", reason=reason)
+
+
+def _tally(app: FastAPI, stopping: threading.Event) -> None:
+    """Put down what was counted, and promote or end the candidates that it is enough for."""
+    database: Database = app.state.database
+    while not stopping.wait(_TALLY_SECONDS):
+        try:
+            _put_down(app)
+            for name, student_id, decision in live_traffic.settle(database, partial(_is_healthy, app.state.shelf)):
+                log.info(decision.verdict, deployment=name, student=student_id, reason=decision.reason)
+        except Exception as error:  # noqa: BLE001 - a database that is away must not end this thread
+            log.warning("figures were not written", error=type(error).__name__)
+
+
+def _put_down(app: FastAPI) -> None:
+    counts: Counts = app.state.counts
+    database: Database = app.state.database
+    totals = counts.totals()
+    if not totals:
+        return
+    try:
+        with database.writing() as session:
+            gone = live_traffic.write(session, counts.process, totals)
+    except BaseException:
+        counts.unwritten(totals)
+        raise
+    counts.forget(gone)
+
+
+def _is_healthy(shelf: Shelf, student_id: str) -> bool:
+    """Whether a candidate is loaded here, which has shown that it can serve. If not, it is asked for."""
+    if shelf.at_hand(student_id) is not None:
+        return True
+    shelf.ask_for(student_id)
+    return False
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -99,6 +99,8 @@ class Job(View):
     error: Json | None
     """`{"code", "message", "hint"}` of a job that failed."""
     student_id: str | None
+    rerun_of: str | None
+    """The job that it repeats."""
     spec: Json
     """As it was sent."""
     resolved_spec: Json
@@ -172,10 +174,79 @@ class Student(View):
     created_at: datetime
 
 
+class Disagreement(View):
+    """A test row on which student and teacher differ; what is said and true has the shape of the task."""
+
+    object: Literal["disagreement"] = "disagreement"
+    row: int
+    """Its place among all of the student's disagreements, from 0: what `after` takes."""
+    input: Any
+    truth: Any
+    """None: the row has no label."""
+    teacher: Any
+    student: Any
+    right: Literal["teacher", "student", "both", "neither"] | None
+    """Who made no mistake; null where nobody knows, or answers are numbers."""
+
+
+class Terms(View):
+    """What was reckoned with. Amounts are in one currency, whichever it is."""
+
+    price_per_call: float
+    calls_per_month: float
+    host_cost_per_month: float
+    training_cost: float
+    fallback_coverage: float
+    texts_per_second: float | None
+
+
+class Economics(View):
+    object: Literal["student.economics"] = "student.economics"
+    student: str
+    terms: Terms
+    teacher_cost_per_month: float
+    student_cost_per_month: float
+    """Hosts, and the calls that fall back to the teacher."""
+    saving_per_month: float
+    hosts: int
+    capacity_calls_per_month: float | None
+    """Of one host; null where its speed was not measured."""
+    utilisation: float | None
+    """Of the hosts together, 0 to 1."""
+    break_even_calls_per_month: float | None
+    """From this volume on the student pays; null: at none."""
+    break_even_months: float | None
+    """Until the training is paid for; null: never."""
+    measured_on: Json | None
+    """The host on which the report measured the speed."""
+    verdict: str
+    """The same in one sentence."""
+
+
 class File(View):
     path: str
     sha256: str
     size: int
+
+
+class FileCheck(View):
+    path: str
+    sha256: str | None
+    """As it was found just now."""
+    ok: bool
+    problem: str | None
+
+
+class Verification(View):
+    """Every file read again from the store and compared with what was published."""
+
+    object: Literal["verification"] = "verification"
+    ok: bool
+    hash: str
+    """As published."""
+    found_hash: str
+    """Over the files that were found."""
+    files: list[FileCheck]
 
 
 class Deployment(View):
@@ -184,6 +255,13 @@ class Deployment(View):
     name: str
     student: str
     gate: Json | None
+    """What a student must hold before it serves here."""
+    canary: Json | None
+    shadow: Json | None
+    fallback: Json | None
+    """Its `threshold` is there also where a target was given, and `expected_coverage` then says what it comes to."""
+    auto: Json | None
+    capture: Json | None
     version: int
     """The ETag, for `If-Match`."""
     created_at: datetime
@@ -196,9 +274,77 @@ class DeploymentChange(View):
     student: str
     previous_student: str | None
     verb: str
+    """put, override, promote, abort or rollback."""
     by: str
+    """The key or the job that moved it, or `auto`."""
     reason: str
+    """What the gate decided on; of an override why, and then what did not hold."""
+    gate: Json | None
+    traffic: Json
+    """The canary, shadow, fallback, auto and capture that there were. Both as they were after the change."""
     at: datetime
+
+
+class TrafficArm(View):
+    """What one arm has seen. Rates and bounds are null where there is nothing to make them of."""
+
+    arm: Literal["stable", "canary", "shadow", "fallback"]
+    student: str
+    calls: int
+    inputs: int
+    """Of a shadow, which answers no caller, those compared."""
+    errors: int
+    """Calls that failed through no fault of the caller."""
+    error_rate: float | None
+    error_rate_lower_bound: float | None
+    error_rate_upper_bound: float | None
+    compared: int
+    """Inputs that the stable student answered too."""
+    agreed: int
+    agreement: float | None
+    agreement_lower_bound: float | None
+    agreement_upper_bound: float | None
+    p50_ms: float | None
+    p95_ms: float | None
+    p99_ms: float | None
+
+
+class TrafficDecision(View):
+    verdict: Literal["promote", "abort", "wait"]
+    reason: str
+
+
+class DeploymentTraffic(View):
+    object: Literal["deployment.traffic"] = "deployment.traffic"
+    name: str
+    version: int
+    since: datetime
+    """When the deployment came to this version: what is counted came after it."""
+    confidence: float
+    """Of each bound, over all looks at it: `auto.confidence`, or 0.95."""
+    arms: list[TrafficArm]
+    decision: TrafficDecision | None
+    """What `auto` would do now, or has done to this version; null where it does not decide."""
+
+
+class Prediction(View):
+    """An input with its answer that a deployment's capture kept, redacted."""
+
+    object: Literal["prediction"] = "prediction"
+    id: str
+    student: str
+    """Who answered."""
+    arm: str
+    """stable, canary, shadow or fallback."""
+    input: Any
+    answer: Any
+    label: Any | None
+    """The true answer, where somebody has told it."""
+    bytes: int
+    """Of input and answer."""
+    labelled_at: datetime | None
+    created_at: datetime
+    expires_at: datetime
 
 
 # --- keys, workers, health --------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Does not know ONNX Runtime or files. P places of an encoding, C numbers of a pla
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal, TypedDict, assert_never, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,6 +61,9 @@ class Span(TypedDict):
 
 Answer = list[Label] | list[Entity] | list[Token] | Span | list[Span]
 """Of one input."""
+
+# Of two numbers that agree the difference is at most this share of the larger one, or of 1.
+_TOLERANCE = 0.05
 
 _CHOICES: Mapping[Kind, tuple[str, ...]] = {
     "text-classification": ("top_k", "function_to_apply"),
@@ -180,6 +183,73 @@ def spans_of(
         start, end = _trimmed(item.context, one.start, one.end)
         spans.append(Span(answer=item.context[start:end], score=one.score, start=start, end=end))
     return spans
+
+
+# --- two answers, and one that is doubtful ----------------------------------------------------------------------------
+
+
+def agree(first: Answer, second: Answer, kind: Kind, *, any_of: bool = False) -> bool:
+    """Whether two students say the same of an input, both with the same parameters.
+
+    Of a text the best label, or with `any_of`, where it may have any number of them, all whose score is above one half;
+    of words the entities with their type and place, of a question the text of the best answer. Two numbers agree that
+    differ by no more than 5 % of the larger one, or of 1.
+    """
+    match kind:
+        case "text-classification":
+            one, other = cast("list[Label]", first), cast("list[Label]", second)
+            return _chosen(one, any_of=any_of) == _chosen(other, any_of=any_of)
+        case "text-regression":
+            [mine], [theirs] = cast("list[Label]", first), cast("list[Label]", second)
+            larger = max(1.0, abs(mine["score"]), abs(theirs["score"]))
+            return abs(mine["score"] - theirs["score"]) <= _TOLERANCE * larger
+        case "token-classification":
+            return _places(first) == _places(second)
+        case "question-answering":
+            return _best(first)["answer"] == _best(second)["answer"]
+        case _:
+            assert_never(kind)
+
+
+def sureness(kind: Kind, raw: Sequence[Raw], answer: Answer, *, any_of: bool = False) -> float:
+    """How sure a student is of an answer, between 0 and 1, whatever parameters it has; `raw` are its logits.
+
+    Of a text the probability of the best label, by softmax; with `any_of` that of the label of which it is least sure,
+    there or not. Of words that of the least sure place, of a question the score of the best answer. A number is always
+    sure. NaN where a logit of a text is.
+    """
+    match kind:
+        case "text-classification":
+            logits = raw[0][0].astype(np.float64)
+            if any_of:
+                return float(_scores(np.abs(logits), "sigmoid").min())
+            return float(_scores(logits, "softmax").max())
+        case "text-regression":
+            return 1.0
+        case "token-classification":
+            read = raw[0][~np.isnan(raw[0]).any(axis=1)].astype(np.float64)
+            return min((float(_scores(row, "softmax").max()) for row in read), default=1.0)
+        case "question-answering":
+            return _best(answer)["score"]
+        case _:
+            assert_never(kind)
+
+
+def _chosen(labels: Sequence[Label], *, any_of: bool) -> set[str]:
+    if any_of:
+        return {one["label"] for one in labels if one["score"] > 0.5}
+    return {labels[0]["label"]}
+
+
+def _places(answer: Answer) -> set[tuple[str, int, int]]:
+    """What was found in a text, entities or tokens, and where."""
+    found = cast("list[Entity] | list[Token]", answer)
+    return {(str(one.get("entity_group", one.get("entity"))), one["start"], one["end"]) for one in found}
+
+
+def _best(answer: Answer) -> Span:
+    spans = cast("Span | list[Span]", answer)
+    return spans[0] if isinstance(spans, list) else spans
 
 
 def asked(item: Input, encoding: Encoding) -> NDArray[np.int32]:

@@ -16,23 +16,24 @@ import errno
 import hashlib
 import os
 import re
-import shutil
 import threading
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, NoReturn, Protocol, cast
+from typing import Any, BinaryIO, Literal, NoReturn
 
-import fsspec
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
 from models.errors import ArtifactDamaged, Conflict, Invalid, LimbeckError, Missing, StorageFailure
+from models.places import INCOMING, MANIFEST, Folder, Place, Remote, appear, incoming, remove, sync
 
-MANIFEST = "manifest.json"
 Precision = Literal["fp32", "int8"]
+LOSS_CONVENTION: Literal[1] = 1
+"""How losses are scaled and averaged; another number trains another student from the same spec."""
 
 # What makes two students the same student: the rest of a folder follows from these, or holds timings.
 _IDENTITY = re.compile(
@@ -41,6 +42,7 @@ _IDENTITY = re.compile(
 )
 _KEY = re.compile(r"[a-z]{1,32}/[A-Za-z0-9_][A-Za-z0-9_-]{0,99}(?:\.[a-z0-9]{1,16})?")
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,199}(?:/[A-Za-z0-9_][A-Za-z0-9._-]{0,199}){0,8}")
+_UNREADABLE = {errno.EIO, errno.EISDIR, errno.ELOOP, errno.ENOTDIR}
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _CHUNK = 1 << 20
 
@@ -58,6 +60,23 @@ class FileEntry(BaseModel):
     """Bytes."""
 
 
+class Origin(BaseModel):
+    """A teacher that a student learned from, or a checkpoint that its weights began as."""
+
+    model_config = ConfigDict(frozen=True)
+
+    reference: str
+    """As the spec names it; of recorded answers their column."""
+    identity: str
+    """SHA-256 over what taught: weights, config, tokenizer and labels, after any fine-tuning; empty: recorded."""
+    checkpoint: str | None = None
+    """SHA-256 over the files as they were found, before any training; None: it has none, or was trained here."""
+    license: str | None = None
+    """As its source writes it; None: unknown."""
+    license_source: str | None = None
+    """Where that was found: README.md, config.json, the name of a licence's file, package metadata, manifest.json."""
+
+
 class Manifest(BaseModel):
     """What an artifact is, where it came from, and every file of it but `manifest.json` itself."""
 
@@ -67,7 +86,7 @@ class Manifest(BaseModel):
     kind: Literal["student", "teacher"]
     student_hash: str
     """SHA-256 over the names and hashes of weights, config and tokenizer: equal students have equal ones."""
-    loss_convention: Literal[1] = 1
+    loss_convention: Literal[1] = LOSS_CONVENTION
     task: str | None = None
     labels: list[str] = []
     """In the order of the logits."""
@@ -79,9 +98,13 @@ class Manifest(BaseModel):
     """The resolved spec of the job."""
     data: dict[str, str] = {}
     """SHA-256 of each split that was used."""
-    teacher: dict[str, JsonValue] = {}
+    teachers: list[Origin] = []
+    bases: list[Origin] = []
+    """Checkpoints beside the teachers that the student's weights began as."""
     seeds: dict[str, int] = {}
     versions: dict[str, str] = {}
+    hardware: dict[str, JsonValue] = {}
+    """What it was trained on: `{"device", "cpu", "cores", "threads", "gpu"}`."""
     created_at: datetime
     files: dict[str, FileEntry]
 
@@ -113,9 +136,11 @@ def write_manifest(
     precision: Precision = "fp32",
     spec: Mapping[str, Any] | None = None,
     data: Mapping[str, str] | None = None,
-    teacher: Mapping[str, Any] | None = None,
+    teachers: Sequence[Origin] = (),
+    bases: Sequence[Origin] = (),
     seeds: Mapping[str, int] | None = None,
     versions: Mapping[str, str] | None = None,
+    hardware: Mapping[str, JsonValue] | None = None,
 ) -> Manifest:
     """Hash every file below `folder`, sync them, and write `manifest.json`: the last file of an artifact.
 
@@ -125,28 +150,30 @@ def write_manifest(
         files = {}
         for name in _names(folder):
             path = folder / name
-            _sync(path)
+            sync(path)
             files[name] = FileEntry(sha256=sha256(path), size=path.stat().st_size)
         manifest = Manifest(
             kind=kind,
-            student_hash=_identity(files),
+            student_hash=student_hash({name: entry.sha256 for name, entry in files.items()}),
             task=task,
             labels=list(labels),
             max_length=max_length,
             precision=precision,
             spec=dict(spec or {}),
             data=dict(data or {}),
-            teacher=dict(teacher or {}),
+            teachers=list(teachers),
+            bases=list(bases),
             seeds=dict(seeds or {}),
             versions=dict(versions or {}),
+            hardware=dict(hardware or {}),
             created_at=datetime.now(UTC),
             files=files,
         )
         temporary = folder / f".{MANIFEST}.{uuid.uuid4().hex}"
         temporary.write_text(manifest.model_dump_json(indent=1), "utf-8")
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(folder / MANIFEST)
-        _sync(folder)
+        sync(folder)
     return manifest
 
 
@@ -210,9 +237,19 @@ def _names(folder: Path) -> list[str]:
     return names
 
 
-def _identity(files: Mapping[str, FileEntry]) -> str:
-    lines = [f"{name}\0{files[name].sha256}\n" for name in sorted(files) if _IDENTITY.fullmatch(name)]
+def student_hash(hashes: Mapping[str, str]) -> str:
+    """SHA-256 over the names and hashes of weights, config and tokenizer among `hashes`, the SHA-256 of each file."""
+    lines = [f"{name}\0{hashes[name]}\n" for name in sorted(hashes) if _IDENTITY.fullmatch(name)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """How a stored file compares with a manifest. `sha256` is the one found, `problem` None where all is well."""
+
+    path: str
+    sha256: str | None
+    problem: str | None = None
 
 
 # --- the store --------------------------------------------------------------------------------------------------------
@@ -233,9 +270,9 @@ class Store:
         self._lock = threading.Lock()
         with _told("the artifact store"):
             if url.startswith("file://") or "://" not in url:
-                self._place: _Place = _Folder(Path(url.removeprefix("file://")))
+                self._place: Place = Folder(Path(url.removeprefix("file://")))
             else:
-                self._place = _Remote(url)
+                self._place = Remote(url)
 
     def put_file(self, local: Path, key: str) -> None:
         """Keep a copy of the file `local` under `key`, in place of any that is there."""
@@ -271,7 +308,7 @@ class Store:
         document = (folder / MANIFEST).read_bytes()
         with _told(key):
             there = self._read_manifest(key)
-            if there is None and not self._place.put_folder(folder, (*manifest.files, MANIFEST), key):
+            if there is None and not self._place.put_folder(folder, (*manifest.files, MANIFEST), key, verify):
                 there = self._read_manifest(key)  # somebody else was faster
             if there is not None and there != document:
                 raise Conflict("there is another artifact under this key", code="artifact_exists")
@@ -329,6 +366,35 @@ class Store:
                 entry = _parse(document).entry(name)
             return self._place.open(f"{key}/{name}"), entry
 
+    def inspect(self, key: str, manifest: Manifest) -> list[FileCheck]:
+        """Read every file under `key` from the store itself, past all caches, and compare it with `manifest`.
+
+        A file that is missing, damaged, or unknown to `manifest` is in the list with its problem; nothing is raised for
+        it. The stored manifest.json is compared too.
+        """
+        _check_key(key)
+        with _told(key):
+            found = [self._inspect_file(key, name, entry) for name, entry in sorted(manifest.files.items())]
+            document = self._read_manifest(key)
+            unknown = sorted(set(self._place.names(key)) - {*manifest.files, MANIFEST})
+        found += [FileCheck(name, None, "is not in the manifest") for name in unknown]
+        return [*found, _check_manifest(document, manifest)]
+
+    def _inspect_file(self, key: str, name: str, entry: FileEntry) -> FileCheck:
+        found = hashlib.sha256()
+        try:
+            with self._place.open(f"{key}/{name}") as stream:
+                while chunk := stream.read(_CHUNK):
+                    found.update(chunk)
+        except FileNotFoundError:
+            return FileCheck(name, None, "is missing")
+        except OSError as error:
+            if error.errno not in _UNREADABLE:
+                raise
+            return FileCheck(name, None, "is there and cannot be read")
+        digest = found.hexdigest()
+        return FileCheck(name, digest, None if digest == entry.sha256 else "is not the file that was published")
+
     def exists(self, key: str) -> bool:
         """Whether there is a whole artifact, or a file, under `key`."""
         _check_key(key)
@@ -349,7 +415,7 @@ class Store:
         _check_key(key)
         with _told(key):
             self._place.delete(key)
-            _remove(self._cache / key)
+            remove(self._cache / key)
         with self._lock:
             for path in [path for path in self._verified if path.as_posix().endswith(f"/{key}")]:
                 del self._verified[path]
@@ -357,10 +423,10 @@ class Store:
     def tidy(self, older_than: float = 24 * 3600.0) -> None:
         """Remove what killed processes left half-written more than `older_than` seconds ago."""
         with _told("the artifact store"):
-            for folder in (self._place.path(_INCOMING), self._cache / _INCOMING):
+            for folder in (self._place.path(INCOMING), self._cache / INCOMING):
                 for left in folder.iterdir() if folder is not None and folder.is_dir() else ():
                     if time.time() - left.lstat().st_mtime > older_than:
-                        _remove(left)
+                        remove(left)
 
     def _read_manifest(self, key: str) -> bytes | None:
         try:
@@ -388,9 +454,9 @@ class Store:
         copy = self._cache / key
         size = self._place.size(key)
         if not copy.is_file() or copy.stat().st_size != size:
-            with _incoming(self._cache) as temporary:
+            with incoming(self._cache) as temporary:
                 self._place.get(key, temporary / "file")
-                _appear(temporary / "file", copy)
+                appear(temporary / "file", copy)
         return copy
 
     def _copy_folder(self, key: str, document: bytes, copy: Path) -> None:
@@ -401,155 +467,26 @@ class Store:
                 pass  # our own copy is damaged, not the artifact: fetch it again
             else:
                 return
-        _remove(copy)
-        with _incoming(self._cache) as temporary:
+        remove(copy)
+        with incoming(self._cache) as temporary:
             for name in _parse(document).files:
                 (temporary / name).parent.mkdir(parents=True, exist_ok=True)
                 self._place.get(f"{key}/{name}", temporary / name)
             (temporary / MANIFEST).write_bytes(document)
             verify(temporary)
-            _appear(temporary, copy)
+            appear(temporary, copy)
         self._verify_once(copy)
 
 
-# --- the two kinds of place -------------------------------------------------------------------------------------------
-
-_INCOMING = ".incoming"
-
-
-class _Place(Protocol):
-    """Where keys lie. Errors are those of the file system; an absent key is FileNotFoundError."""
-
-    def path(self, key: str) -> Path | None:
-        """Where `key` lies on this machine; None where the place is elsewhere."""
-
-    def put_file(self, local: Path, key: str) -> None: ...
-    def put_folder(self, folder: Path, names: Sequence[str], key: str) -> bool:
-        """Put `names`, in order. False where something was under `key` already."""
-
-    def read(self, key: str) -> bytes: ...
-    def open(self, key: str) -> BinaryIO: ...
-    def get(self, key: str, local: Path) -> None: ...
-    def size(self, key: str) -> int: ...
-    def exists(self, key: str) -> bool: ...
-    def is_file(self, key: str) -> bool: ...
-    def list(self, prefix: str) -> list[str]: ...
-    def delete(self, key: str) -> None: ...
-
-
-class _Folder:
-    """A folder of this machine, or one that several machines mount."""
-
-    def __init__(self, root: Path) -> None:
-        self._root = root.resolve()
-
-    def path(self, key: str) -> Path | None:
-        return self._root / key
-
-    def put_file(self, local: Path, key: str) -> None:
-        with _incoming(self._root) as temporary:
-            shutil.copyfile(local, temporary / "file")
-            _appear(temporary / "file", self._root / key)
-
-    def put_folder(self, folder: Path, names: Sequence[str], key: str) -> bool:
-        with _incoming(self._root) as temporary:
-            for name in names:
-                target = temporary / name
-                target.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(folder / name, target, follow_symlinks=False)
-            verify(temporary)
-            return _appear(temporary, self._root / key)
-
-    def read(self, key: str) -> bytes:
-        with self.open(key) as stream:
-            return stream.read()
-
-    def open(self, key: str) -> BinaryIO:
-        return os.fdopen(os.open(self._root / key, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb")
-
-    def get(self, key: str, local: Path) -> None:
-        shutil.copyfile(self._root / key, local, follow_symlinks=False)
-
-    def size(self, key: str) -> int:
-        return (self._root / key).stat().st_size
-
-    def exists(self, key: str) -> bool:
-        return (self._root / key).exists()
-
-    def is_file(self, key: str) -> bool:
-        return (self._root / key).is_file()
-
-    def list(self, prefix: str) -> list[str]:
-        folder = self._root / prefix
-        return [path.name for path in folder.iterdir()] if folder.is_dir() else []
-
-    def delete(self, key: str) -> None:
-        # Out of sight by one rename first, so that no reader meets half of it.
-        with _incoming(self._root) as temporary:
-            try:
-                (self._root / key).rename(temporary / "gone")
-            except FileNotFoundError:
-                return
-
-
-class _Remote:
-    """An object store. It has no rename: the manifest, written last and deleted first, says that the rest is there."""
-
-    def __init__(self, url: str) -> None:
-        # Another process changes what is there, so listings must not be remembered.
-        self._files, root = fsspec.core.url_to_fs(url, use_listings_cache=False, skip_instance_cache=True)
-        self._root = str(root).rstrip("/")
-
-    def path(self, key: str) -> Path | None:  # noqa: ARG002 - nothing of an object store lies here
-        return None
-
-    def put_file(self, local: Path, key: str) -> None:
-        self._make_parent(key)
-        self._files.put_file(str(local), self._at(key))
-
-    def put_folder(self, folder: Path, names: Sequence[str], key: str) -> bool:
-        for name in names:
-            self.put_file(folder / name, f"{key}/{name}")
-        return True
-
-    def read(self, key: str) -> bytes:
-        return cast("bytes", self._files.cat_file(self._at(key)))
-
-    def open(self, key: str) -> BinaryIO:
-        return cast("BinaryIO", self._files.open(self._at(key), "rb"))
-
-    def get(self, key: str, local: Path) -> None:
-        self._files.get_file(self._at(key), str(local))
-
-    def size(self, key: str) -> int:
-        return int(self._files.info(self._at(key))["size"])
-
-    def exists(self, key: str) -> bool:
-        return bool(self._files.exists(self._at(key)))
-
-    def is_file(self, key: str) -> bool:
-        return bool(self._files.isfile(self._at(key)))
-
-    def list(self, prefix: str) -> list[str]:
-        try:
-            paths = self._files.ls(self._at(prefix), detail=False)
-        except FileNotFoundError:
-            return []
-        return [str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths]
-
-    def delete(self, key: str) -> None:
-        at = self._at(key)
-        with suppress(FileNotFoundError):
-            self._files.rm_file(f"{at}/{MANIFEST}")
-        with suppress(FileNotFoundError):
-            self._files.rm(at, recursive=True)
-
-    def _at(self, key: str) -> str:
-        return f"{self._root}/{key}"
-
-    def _make_parent(self, key: str) -> None:
-        """Some file systems of fsspec have folders; in an object store this is nothing."""
-        self._files.makedirs(self._at(key).rsplit("/", 1)[0], exist_ok=True)
+def _check_manifest(document: bytes | None, expected: Manifest) -> FileCheck:
+    if document is None:
+        return FileCheck(MANIFEST, None, "is missing")
+    try:
+        same = _parse(document) == expected
+    except ArtifactDamaged:
+        same = False
+    digest = hashlib.sha256(document).hexdigest()
+    return FileCheck(MANIFEST, digest, None if same else "is not the manifest that was published")
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -581,52 +518,6 @@ def _told(what: str) -> Iterator[None]:
         raise StorageFailure(f"the artifact store refused {what}: {os.strerror(error.errno or errno.EIO)}") from error
     except Exception as error:  # each of fsspec's file systems has a tree of errors of its own
         raise StorageFailure(f"the artifact store cannot be reached for {what}") from error
-
-
-@contextmanager
-def _incoming(root: Path) -> Iterator[Path]:
-    """A new empty folder on the file system of `root`, removed at the end unless it was moved to its place."""
-    temporary = root / _INCOMING / uuid.uuid4().hex
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    finally:
-        _remove(temporary)
-
-
-def _appear(temporary: Path, target: Path) -> bool:
-    """Sync a file or folder and rename it to its place. False where a folder stands there already."""
-    if temporary.is_dir():
-        for root, _, files in os.walk(temporary, topdown=False):
-            for name in files:
-                _sync(Path(root, name))
-            _sync(Path(root))
-    else:
-        _sync(temporary)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        temporary.replace(target)
-    except OSError as error:
-        if error.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
-            return False
-        raise
-    _sync(target.parent)
-    return True
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=False)
-    else:
-        path.unlink(missing_ok=True)
 
 
 def _stamp(folder: Path, manifest: Manifest) -> object:

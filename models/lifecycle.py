@@ -103,6 +103,8 @@ class NewStudent:
     artifact: str
     manifest: dict[str, Any]
     report: dict[str, Any] = field(repr=False)
+    teacher_artifact: str | None = None
+    """The key of its teacher's export, which other students may share."""
 
 
 class Bell(Protocol):
@@ -130,9 +132,11 @@ def submit(
     idempotency_key: str | None,
     body_sha256: str,
     max_queued: int,
+    rerun_of: str | None = None,
 ) -> tuple[Job, bool]:
     """A new job in the queue, or the one that this `idempotency_key` made before; and whether it is new.
 
+    `rerun_of` is the job that it repeats.
     Raises `Invalid` (with every problem), `Conflict` (`idempotency_key_reused`, `idempotency_key_used`) and
     `Overloaded` (`queue_full`). Of two calls that bring one new key at once, the second waits for the first.
     """
@@ -163,6 +167,7 @@ def submit(
         resolved_spec=resolved.model_dump(mode="json"),
         estimates=estimates,
         waiting_reason=_waiting_reason(session, device),
+        rerun_of=rerun_of,
     )
     if idempotency_key is not None:
         row = {"owner": owner, "key": idempotency_key, "body_sha256": body_sha256, "job_id": job.id}
@@ -351,6 +356,7 @@ def succeed(
         job_id=job_id,
         hash=student.hash,
         artifact=student.artifact,
+        teacher_artifact=student.teacher_artifact,
         manifest=student.manifest,
         report=student.report,
     )

@@ -21,6 +21,7 @@ from models.specs import (
     SplitByDataset,
     SplitByShare,
     StudentFromTeacher,
+    Task,
     Text2Text,
     TextClassification,
     TextGeneration,
@@ -61,7 +62,7 @@ def _dataset_problems(session: Session, owner: str, spec: JobSpec) -> Iterator[P
             wanted = {f"/dataset/{part}": getattr(spec.dataset, part) for part in ("train", "validation", "test")}
         case _:
             assert_never(spec.dataset)
-    columns = dict(_task_columns(spec))
+    columns = dict(_columns(spec))
     if isinstance(spec.dataset, SplitByColumn):
         columns["/dataset/split"] = spec.dataset.split
     absent: dict[str, str] = {}
@@ -84,9 +85,17 @@ def _dataset_problems(session: Session, owner: str, spec: JobSpec) -> Iterator[P
     yield from (Problem(at, message, "missing_column") for at, message in absent.items())
 
 
-def _task_columns(spec: JobSpec) -> Iterator[tuple[str, str]]:
-    """Pointers into `spec` and the columns that they name, of the task and of recorded answers."""
-    task = spec.task
+def _columns(spec: JobSpec) -> Iterator[tuple[str, str]]:
+    """Pointers into `spec` and the columns that they name, of the task, of recorded answers and of slices."""
+    yield from _task_columns(spec.task)
+    for i, teacher in enumerate(spec.teachers):
+        if isinstance(teacher, RecordedTeacher):
+            yield f"/teachers/{i}/{'probabilities' if teacher.logits is None else 'logits'}", teacher.column
+    for i, column in enumerate(spec.evaluation.slices):
+        yield f"/evaluation/slices/{i}", column
+
+
+def _task_columns(task: Task) -> Iterator[tuple[str, str]]:
     names: tuple[str, ...]
     match task:
         case TextClassification():
@@ -105,9 +114,6 @@ def _task_columns(spec: JobSpec) -> Iterator[tuple[str, str]]:
         column = getattr(task, name)
         if column is not None:
             yield f"/task/{name}", column
-    for i, teacher in enumerate(spec.teachers):
-        if isinstance(teacher, RecordedTeacher):
-            yield f"/teachers/{i}/{'probabilities' if teacher.logits is None else 'logits'}", teacher.column
 
 
 def _size_problems(split: SplitByShare, rows: int) -> Iterator[Problem]:

@@ -81,17 +81,20 @@ class Runtime:
     """To cut a context into windows the tokenizer is set up for its question."""
 
     @classmethod
-    def open(cls, folder: Path, *, precision: str | None = None, threads: int = 1) -> "Runtime":
+    def open(
+        cls, folder: Path, *, precision: str | None = None, network: Path | None = None, threads: int = 1
+    ) -> "Runtime":
         """Load `folder` at `precision`, by default the one that its manifest serves, or fp32 while it has no manifest.
 
-        `threads` is the number of threads that work on one text. One is best where texts come from several threads.
+        `network` is another file of the same network at that precision, by default the folder's own. `threads` is the
+        number of threads that work on one text. One is best where texts come from several threads.
         Raises `ArtifactDamaged` if a file is absent or is not what it should be.
         """
         config = _read(folder / "config.json")
         manifest = _read(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
         chosen = _precision(precision or manifest.get("precision", "fp32"))
         kind = _kind(config)
-        path = folder / FILES[chosen]
+        path = network or folder / FILES[chosen]
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -238,7 +241,7 @@ class Runtime:
             )
 
     def _answer(self, item: Input, encoding: Encoding) -> Raw:
-        found: list[NDArray[np.float32]] = self._session.run(list(self._outputs), self._feed(encoding))
+        found: list[NDArray[np.float32]] = self._session.run(list(self._outputs), self.feed(encoding))
         match self.kind:
             case "text-classification" | "text-regression":
                 return found[0]
@@ -250,7 +253,8 @@ class Runtime:
             case _:
                 assert_never(self.kind)
 
-    def _feed(self, encoding: Encoding) -> dict[str, NDArray[np.int64]]:
+    def feed(self, encoding: Encoding) -> dict[str, NDArray[np.int64]]:
+        """What ONNX Runtime is given of one encoding: each of the network's inputs (1, L)."""
         feed = {
             "input_ids": encoding.ids,
             "attention_mask": encoding.attention_mask,

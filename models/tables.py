@@ -1,6 +1,7 @@
 """What is remembered. One class a table; times are UTC; ids carry a prefix that says what they name and sort by time.
 
-Key · Dataset · Teacher · Job ─< Event, Metric · Student · Deployment ─< DeploymentChange · IdempotencyKey · Worker
+Key · Dataset · Teacher · Job ─< Event, Metric · Student · Deployment ─< DeploymentChange, ArmCount, Prediction ·
+IdempotencyKey · Worker
 """
 
 import os
@@ -33,7 +34,7 @@ ENDED: tuple[JobStatus, ...] = ("succeeded", "failed", "cancelled")
 ALIVE: tuple[JobStatus, ...] = ("running", "pausing", "cancelling")
 """A worker holds a lease on it."""
 
-Prefix = Literal["ds", "tc", "job", "st", "dep", "key", "wk"]
+Prefix = Literal["ds", "tc", "job", "st", "dep", "key", "wk", "pr"]
 
 
 class _Ulids:
@@ -178,6 +179,8 @@ class Job(Table):
     estimates: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
     student_id: Mapped[str | None] = mapped_column(Id)
+    rerun_of: Mapped[str | None] = mapped_column(Id)
+    """The job that it repeats."""
     version: Mapped[int] = mapped_column(default=1)
     """Grows with every visible change: the ETag, and what a long-poll waits for."""
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
@@ -227,6 +230,8 @@ class Student(Table):
     """Unique: a job publishes once, whatever happens."""
     hash: Mapped[str] = mapped_column(String(64), index=True)
     artifact: Mapped[str] = mapped_column(String(200))
+    teacher_artifact: Mapped[str | None] = mapped_column(String(200), index=True)
+    """The key of its teacher's export, which students of one teacher share; None: none was published."""
     manifest: Mapped[dict[str, Any]]
     report: Mapped[dict[str, Any]]
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
@@ -243,6 +248,8 @@ class Deployment(Table):
     name: Mapped[str] = mapped_column(String(64))
     student_id: Mapped[str] = mapped_column(ForeignKey("students.id"))
     gate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    traffic: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """A `models.specs.Traffic`; the fallback's target is a threshold here."""
     version: Mapped[int] = mapped_column(default=1)
     created_at: Mapped[datetime] = mapped_column(default=utc_now)
     updated_at: Mapped[datetime] = mapped_column(default=utc_now)
@@ -260,11 +267,60 @@ class DeploymentChange(Table):
     student_id: Mapped[str] = mapped_column(Id)
     previous_student_id: Mapped[str | None] = mapped_column(Id)
     verb: Mapped[str] = mapped_column(String(16))
-    """put, promote or rollback."""
+    """put, override, promote, abort or rollback."""
     by: Mapped[str] = mapped_column(String(64))
-    """The key or the job that moved it."""
+    """The key or the job that moved it, or `auto`."""
     reason: Mapped[str] = mapped_column(Text, default="")
+    gate: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    traffic: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    """Both as they were after the move."""
     at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class ArmCount(Table):
+    """What one API process has seen of one arm of a deployment's version: totals, which it writes over."""
+
+    __tablename__ = "arm_counts"
+
+    deployment_id: Mapped[str] = mapped_column(ForeignKey("deployments.id", ondelete="CASCADE"), primary_key=True)
+    version: Mapped[int] = mapped_column(primary_key=True)
+    arm: Mapped[str] = mapped_column(String(16), primary_key=True)
+    """stable, canary, shadow or fallback."""
+    process: Mapped[str] = mapped_column(String(40), primary_key=True)
+    student_id: Mapped[str] = mapped_column(Id)
+    calls: Mapped[int] = mapped_column(BigInteger, default=0)
+    inputs: Mapped[int] = mapped_column(BigInteger, default=0)
+    errors: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Calls that failed through no fault of the caller."""
+    compared: Mapped[int] = mapped_column(BigInteger, default=0)
+    """Inputs that this arm and the stable student both answered."""
+    agreed: Mapped[int] = mapped_column(BigInteger, default=0)
+    latency: Mapped[list[Any]] = mapped_column(default=list)
+    """Calls by bucket of latency, as `models.figures` bounds them."""
+    updated_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Prediction(Table):
+    """An input with its answer that a deployment's capture kept."""
+
+    __tablename__ = "predictions"
+    __table_args__ = (Index("predictions_of_deployment", "deployment_id", "id"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    """`pr_…`; the inputs of one call share the call's id before a dot: `pr_….0`."""
+    owner: Mapped[str] = mapped_column(String(64))
+    deployment_id: Mapped[str] = mapped_column(ForeignKey("deployments.id", ondelete="CASCADE"))
+    student_id: Mapped[str] = mapped_column(Id)
+    """Who answered, as the header `X-Limbeck-Student` has it."""
+    arm: Mapped[str] = mapped_column(String(16))
+    input: Mapped[Any] = mapped_column(JSON)
+    answer: Mapped[Any] = mapped_column(JSON)
+    bytes: Mapped[int]
+    label: Mapped[Any | None] = mapped_column(JSON(none_as_null=True))
+    """The true answer, where somebody has told it."""
+    labelled_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    expires_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class IdempotencyKey(Table):

@@ -4,7 +4,7 @@ Says what stands in the report and the spec, and measures nothing.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,6 +20,7 @@ from models.specs import (
     TextRegression,
     TokenClassification,
 )
+from worker.provenance import Provenance, section
 
 Arm = Mapping[str, Any]
 
@@ -45,13 +46,14 @@ _METRICS: Mapping[str, _Metric] = {
 _FILES = """\
 `golden.json` has a few inputs with their answers to compare with, `report.json` all that was measured,
 `manifest.json` the SHA-256 of every file."""
+_WEAKEST = 5
 _SHARES = {"accuracy", "exact_match", "exact"}
 """Metrics that are shares of the rows, which are shown in percent."""
 
 
-def write_card(folder: Path, report: Mapping[str, Any], spec: ResolvedSpec) -> None:
-    """Write `README.md`."""
-    (folder / "README.md").write_text(card(report, spec), "utf-8")
+def write_card(folder: Path, report: Mapping[str, Any], spec: ResolvedSpec, made: Provenance) -> None:
+    """Write `README.md`: the card, and where the student comes from."""
+    (folder / "README.md").write_text(f"{card(report, spec)}\n{section(made)}", "utf-8")
 
 
 def card(report: Mapping[str, Any], spec: ResolvedSpec) -> str:
@@ -74,10 +76,16 @@ def card(report: Mapping[str, Any], spec: ResolvedSpec) -> str:
         _table(report),
         f"Served at {precision['served']}: {precision['reason']}",
     ]
+    if report["warnings"]:
+        parts += ["What the job warned of:", "\n".join(f"- {_cell(one['message'])}" for one in report["warnings"])]
     if report["gate"]["checks"]:
         parts += ["What its gate asked for:", "\n".join(f"- {check['reason']}" for check in report["gate"]["checks"])]
     if report["arms"]["distilled"]["per_class"]:
         parts += ["Label by label, the distilled student:", _classes(report["arms"]["distilled"])]
+    lost = [one for one in report["slices"] if one["drop"] is not None and one["drop"]["value"] > 0]
+    weakest = sorted(lost, key=lambda one: -one["drop"]["value"])[:_WEAKEST]
+    if weakest:
+        parts += [_worst_first(report, len(weakest)), _slices(weakest, report["metric"])]
     parts += ["## Use", *_usage(spec, precision["served"])]
     parts += [
         _FILES,
@@ -162,11 +170,39 @@ def _costs(one: Arm) -> list[str]:
 
 
 def _classes(distilled: Arm) -> str:
-    lines = ["| label | precision | recall | F1 | rows |", "|---|--:|--:|--:|--:|"]
+    lines = ["| label | precision | recall | 95 % interval | F1 | rows |", "|---|--:|--:|--:|--:|--:|"]
     for row in distilled["per_class"]:
-        scores = f"{row['precision']:.3f} | {row['recall']:.3f} | {row['f1']:.3f}"
+        low, high = row["recall_interval"] or (None, None)
+        interval = "" if low is None or high is None else f"{low:.3f} – {high:.3f}"
+        scores = f"{row['precision']:.3f} | {row['recall']:.3f} | {interval} | {row['f1']:.3f}"
         lines.append(f"| {_cell(row['label'])} | {scores} | {row['support']:,} |")
     return "\n".join(lines)
+
+
+def _worst_first(report: Mapping[str, Any], shown: int) -> str:
+    """What stands above the slices. Of many the worst looks bad by chance, and it should say so."""
+    parts = report["slices"]
+    few = sum(one["drop"] is None for one in parts)
+    words = f"Where the student loses most against its teacher, {shown} of {len(parts)} parts of the test rows"
+    words += f"; {few} of them have too few rows for an interval" if few else ""
+    return f"{words}. The worst of many parts looks worse than it is: judge by the interval."
+
+
+def _slices(parts: Sequence[Mapping[str, Any]], metric: str) -> str:
+    unit = ", points" if metric in _SHARES else ""
+    interval = f"{100 * parts[0]['drop']['confidence']:g} % interval"
+    lines = [f"| part | rows | teacher | distilled | drop{unit} | {interval} |", "|---|--:|--:|--:|--:|--:|"]
+    for one in parts:
+        drop = one["drop"]
+        cells = [_cell(f"{one['name']}: {one['value']}"), f"{one['rows']:,}"]
+        cells += [_value(metric, one["arms"][arm]) for arm in ("teacher", "distilled")]
+        value, low, high = (_difference(metric, drop[name]) for name in ("value", "low", "high"))
+        lines.append(f"| {' | '.join([*cells, value, f'{low} to {high}'])} |")
+    return "\n".join(lines)
+
+
+def _difference(metric: str, value: float) -> str:
+    return (f"{100 * value:.1f}" if metric in _SHARES else f"{value:.3f}").replace("-", "−")
 
 
 # --- usage ------------------------------------------------------------------------------------------------------------

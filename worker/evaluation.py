@@ -1,17 +1,21 @@
 """What a student is worth: the arms side by side, what was lost and gained, and the report of it.
 
-Everything is paired: every network answers the same labelled test rows. The test rows choose nothing but the precision
-that is served. This module asks no network and writes no files: it has what `worker.measuring` measured, and what each
-kind of task makes of it. N test rows.
+Everything is paired: every network answers the same labelled test rows. The test rows choose nothing: the precision
+that is served was chosen on validation rows. This module asks no network and writes no files: it has what
+`worker.measuring` measured, and what each kind of task makes of it. N test rows.
 
 `report.json`:
 
     metric         the name of the main metric; every arm has its value as `score`, and each metric under its own name
     arms           teacher, distilled, control and untrained, each as `arm` says, or null
+    slices         the arms on parts of the test rows, as `worker.slices` says
+    cascade        student and teacher together at several thresholds, as `worker.cascade` says, or null
     others         further networks by name, in order, as `arm` says: "teacher 1" of an ensemble, "stage 1" of a chain,
                    "generation 1", "direct"
     constant       the scores of the best constant answer, or null
     comparisons    as `compare` says; `others` has the same names
+
+`docs/report.md` has it field by field.
 """
 
 from collections.abc import Mapping, Sequence
@@ -35,12 +39,14 @@ from worker.statistics import (
     calibration_error,
     divergence,
     mcnemar,
+    metric_bound,
     paired,
     share_interval,
 )
 from worker.tasks.base import Predictions, Split, TaskKind
 
 _ARMS = ("teacher", "distilled", "control", "untrained")
+_NO_DIFFERENCE = "no difference: they answer every test row alike"
 
 Arm = Mapping[str, Any]
 
@@ -58,12 +64,14 @@ def arm(
     parameters: tuple[int, int] | None = None,
     teacher: Measured | None = None,
     confidence: float = CONFIDENCE,
+    seed: int = 0,
 ) -> dict[str, Any]:
     """What the report says of one network: its scores at the `served` precision, its size and its speed at each.
 
     `parameters`: all, and those outside of embedding tables; None for answers that somebody recorded. `teacher`: with
-    whom it should agree, as served; None for the teacher itself. `accuracy_interval` and `calibration_error` are of
-    texts with labels, agreement of answers that are no numbers, divergence of one label of several; else they are null.
+    whom it should agree, as served; None for the teacher itself. `accuracy_interval`, `recall_interval` of a label and
+    `calibration_error` are of texts with labels, agreement of answers that are no numbers, divergence of one label of
+    several; else they are null. `score_lower_bound` is of every row as labelled.
     """
     answers = measured[served]
     rows = len(split)
@@ -74,8 +82,9 @@ def arm(
     return {
         **scores,
         "score": scores[kind.primary],
+        "score_lower_bound": _score_bound(kind, answers.predictions, split, confidence, seed),
         "accuracy_interval": list(share_interval(int(right.sum()), rows)) if whole and right is not None else None,
-        "per_class": kind.per_class(answers.predictions, split, labels),
+        "per_class": [_with_interval(kind, row) for row in kind.per_class(answers.predictions, split, labels)],
         "calibration_error": (
             calibration_error(answers.answers.values, right) if _one_label(kind) and right is not None else None
         ),
@@ -94,6 +103,22 @@ def arm(
         "served": served,
         "precisions": {name: _precision(kind, one, measured["fp32"], split) for name, one in measured.items()},
     }
+
+
+def _score_bound(kind: TaskKind, predictions: Predictions, split: Split, confidence: float, seed: int) -> float:
+    """The one-sided lower bound of the main metric: exact for a share of right rows, else by the bootstrap."""
+    right = kind.right(predictions, split)
+    if kind.primary == "accuracy" and right is not None:
+        return agreement_bound(int(right.sum()), len(split), confidence=confidence)
+    return metric_bound(kind.statistics(predictions, split), kind.metric, confidence=confidence, seed=seed)
+
+
+def _with_interval(kind: TaskKind, row: Mapping[str, Any]) -> dict[str, Any]:
+    """A label's line with the interval of its recall. Entities of one text are no independent draws, and have none."""
+    support = row["support"]
+    known = kind.shape == "text" and support > 0
+    interval = list(share_interval(round(row["recall"] * support), support)) if known else None
+    return {**row, "recall_interval": interval}
 
 
 def _precision(kind: TaskKind, measured: Measured, fp32: Measured, split: Split) -> dict[str, Any]:
@@ -135,7 +160,8 @@ def compare(
 
     `drop` is teacher − distilled, `gain_over_control` distilled − control, and `others` has distilled − other for each
     name. `distilled` is as served, perhaps int8. `distilled_as_control` is at the precision of the control and of the
-    others: what rounding costs must not be counted against distillation. None: they are the same.
+    others: what rounding costs must not be counted against distillation. None: they are the same. `same_as_control` is
+    whether these two answer every row alike, in which case there is nothing to test.
     """
     alike = distilled if distilled_as_control is None else distilled_as_control
 
@@ -151,12 +177,18 @@ def compare(
         "confidence": confidence,
         "drop": difference(teacher, distilled).as_json(),
         "gain_over_control": None if control is None else difference(alike, control).as_json(),
+        "same_as_control": None if control is None else _alike(kind, alike, control),
         "mcnemar_p": {
             "distilled_against_teacher": test(distilled, teacher),
             "distilled_against_control": None if control is None else test(alike, control),
         },
         "others": {name: difference(alike, other).as_json() for name, other in (others or {}).items()},
     }
+
+
+def _alike(kind: TaskKind, first: Predictions, second: Predictions) -> bool:
+    same = kind.same(first, second)
+    return bool(np.array_equal(first, second) if same is None else same.all())
 
 
 # --- disagreements ----------------------------------------------------------------------------------------------------
@@ -230,10 +262,13 @@ def report(
     device: str,
     others: Mapping[str, Arm] | None = None,
     constant: Mapping[str, float] | None = None,
+    slices: Sequence[Mapping[str, Any]] = (),
+    cascade: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """`report.json`, of arms (teacher, distilled, control, untrained, and `others`) by `arm` and of `compare`.
 
-    `constant` has the scores of the best constant answer, as the kind of task gives them.
+    `constant` has the scores of the best constant answer, as the kind of task gives them; `slices` and `cascade` are
+    what the modules of these names make.
     """
     document: dict[str, Any] = {
         "format": 1,
@@ -246,6 +281,8 @@ def report(
         "constant": None if constant is None else {**constant, "score": constant[kind.primary]},
         "control_reason": control_reason,
         "comparisons": dict(comparisons),
+        "slices": [dict(one) for one in slices],
+        "cascade": None if cascade is None else dict(cascade),
         "precision": asdict(precision),
         "gate": {"passed": None, "checks": []},
         "counters": dict(counters),
@@ -296,6 +333,8 @@ def _gained(kind: TaskKind, comparisons: Mapping[str, Any], control_reason: str 
     if gain is None:
         why = {"no_labels": "there are no labels for a control", "disabled": "the job asked for no control"}
         return f"whether distillation helped is not known: {why.get(control_reason or '', 'there is no control')}"
+    if comparisons["same_as_control"]:
+        return f"between distillation and training on the labels alone there is {_NO_DIFFERENCE}"
     value, low, high = (_signed(kind, gain[name]) for name in ("value", "low", "high"))
     interval = f"{value}{_unit(kind)}, interval {low} to {high}"
     if gain["low"] > 0:

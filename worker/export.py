@@ -5,11 +5,14 @@ In the order in which the recipe calls them:
     write_student   config.json, model.safetensors, the tokenizer's files: all that transformers needs
     to_onnx         student.onnx, fp32
     quantize        student.int8.onnx, the same network with 8-bit weights
+    calibrate       another such file, its activations scaled once and for all
     check           that the exported network answers as the one in memory
     write_golden    golden.json: a few inputs with their answers, compared at every load
-    finish          report.json, and manifest.json last: from here on nothing changes
+    write_report    report.json, and disagreements.json
+    finish          manifest.json, last: from here on nothing changes
 
-The model card, which `worker.card` writes, belongs into the folder before the last step.
+The model card, which `worker.card` writes and which names the report's hash, belongs into the folder between the last
+two.
 
 A teacher is exported in the same way, so that it is measured in the same way. This module measures nothing, and does
 not know where the folder goes.
@@ -18,11 +21,9 @@ not know where the folder goes.
 import copy
 import json
 import logging
-import platform
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,13 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization import CalibrationDataReader, QuantType, quantize_dynamic, quantize_static
+from pydantic import JsonValue
 from tokenizers import Encoding
 from torch import Tensor, nn
 
 from models import inputs as reading
-from models.artifacts import Manifest, write_manifest
+from models.artifacts import Manifest, Origin, write_manifest
 from models.errors import JobFailure
 from models.inputs import Input
 from models.runtime import FILES, GOLDEN, Precision, Runtime, golden_document
@@ -48,7 +50,6 @@ STRIDE = "limbeck_stride"
 """Where a question answerer's config.json says how many tokens two windows of a context share."""
 _LARGEST_DIFFERENCE = 1e-3
 _GOLDEN_EXAMPLES = 8
-_RECORDED = ("torch", "transformers", "tokenizers", "onnx", "onnxscript", "onnxruntime", "numpy", "limbeck-server")
 
 
 def write_student(
@@ -125,9 +126,9 @@ def quantize(folder: Path) -> None:
 
     A scale for each output channel costs no time and agrees better with fp32 than one for each matrix. Weights use 7 of
     the 8 bits: with the eighth, processors without VNNI saturate their 16-bit sums, and the same student would answer
-    differently from machine to machine.
+    differently from machine to machine. Raises `JobFailure` (code `quantization_failed`).
     """
-    with _quiet():
+    with _quiet(), _told_as_quantization():
         quantize_dynamic(
             folder / FILES["fp32"],
             folder / FILES["int8"],
@@ -135,6 +136,26 @@ def quantize(folder: Path) -> None:
             reduce_range=True,
             weight_type=QuantType.QInt8,
             extra_options={"DefaultTensorType": onnx.TensorProto.FLOAT},
+        )
+
+
+def calibrate(folder: Path, inputs: Sequence[Input], path: Path) -> None:
+    """Write to `path` an int8 file of `student.onnx` whose activations are scaled by what `inputs` showed of them.
+
+    `inputs` are training rows. Weights are as `quantize` has them. The smallest and largest value seen are the ends of
+    a scale: percentiles and entropy agree less with fp32 (docs/decisions/0007). Raises `JobFailure` (code
+    `quantization_failed`).
+    """
+    with _quiet(), _told_as_quantization():
+        quantize_static(
+            folder / FILES["fp32"],
+            path,
+            _Calibration(Runtime.open(folder, precision="fp32"), inputs),
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            per_channel=True,
+            reduce_range=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
         )
 
 
@@ -181,27 +202,53 @@ def write_golden(folder: Path, inputs: Sequence[Input]) -> None:
     _write_json(folder / GOLDEN, golden_document(runtimes, chosen))
 
 
-def finish(
-    folder: Path,
-    report: Mapping[str, Any],
-    spec: ResolvedSpec,
-    *,
-    data: Mapping[str, str],
-    teacher: Mapping[str, Any],
-    disagreements: Sequence[Mapping[str, Any]] | None = None,
-) -> Manifest:
-    """Write the report and, last, the manifest; the folder is then an artifact, ready to be published.
-
-    `data` has the SHA-256 of each split, `teacher` says which teacher it was. `disagreements`, the rows on which
-    student and teacher differ, go to `disagreements.json`. Raises `ArtifactDamaged` if the folder does not give its
-    own golden answers, `StorageFailure` if it cannot be written.
-    """
-    served = report["precision"]["served"]
-    runtime = Runtime.open(folder, precision=served)
-    runtime.check_golden()
+def write_report(
+    folder: Path, report: Mapping[str, Any], disagreements: Sequence[Mapping[str, Any]] | None = None
+) -> Path:
+    """Write `report.json`, whose path is returned, and `disagreements.json`: rows where student and teacher differ."""
     _write_json(folder / "report.json", report)
     if disagreements is not None:
         _write_json(folder / "disagreements.json", {"format": 1, "rows": list(disagreements)})
+    return folder / "report.json"
+
+
+def finish_teacher(folder: Path, inputs: Sequence[Input], task: Task) -> Manifest:
+    """Make of a teacher's exported `folder` an artifact that serves at fp32 as a student does, golden answers included.
+
+    Raises `ArtifactDamaged`, `StorageFailure` as `finish` does.
+    """
+    write_golden(folder, inputs)
+    runtime = Runtime.open(folder, precision="fp32")
+    runtime.check_golden()
+    return write_manifest(
+        folder,
+        kind="teacher",
+        task=task.kind,
+        labels=runtime.labels,
+        max_length=runtime.max_length,
+        precision="fp32",
+    )
+
+
+def finish(
+    folder: Path,
+    spec: ResolvedSpec,
+    *,
+    served: Precision,
+    data: Mapping[str, str],
+    teachers: Sequence[Origin],
+    bases: Sequence[Origin],
+    seeds: Mapping[str, int],
+    versions: Mapping[str, str],
+    hardware: Mapping[str, JsonValue],
+) -> Manifest:
+    """Write the manifest, last; the folder is then an artifact, ready to be published.
+
+    `data` has the SHA-256 of each split; the rest is what `worker.provenance` has found. Raises `ArtifactDamaged` if
+    the folder does not give its own golden answers, `StorageFailure` if it cannot be written.
+    """
+    runtime = Runtime.open(folder, precision=served)
+    runtime.check_golden()
     return write_manifest(
         folder,
         kind="student",
@@ -211,18 +258,12 @@ def finish(
         precision=served,
         spec=spec.model_dump(mode="json"),
         data=data,
-        teacher=teacher,
-        seeds={"seed": spec.seed},
-        versions={"python": platform.python_version(), **_versions()},
+        teachers=teachers,
+        bases=bases,
+        seeds=seeds,
+        versions=versions,
+        hardware=hardware,
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _RECORDED:
-        with suppress(PackageNotFoundError):  # we ourselves, run from a checkout
-            found[name] = version(name)
-    return found
 
 
 # --- networks ---------------------------------------------------------------------------------------------------------
@@ -289,6 +330,26 @@ def _mismatch(what: str) -> JobFailure:
 
 def _write_json(path: Path, document: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(document, ensure_ascii=False, indent=1, allow_nan=False) + "\n", "utf-8")
+
+
+class _Calibration(CalibrationDataReader):  # type: ignore[misc]
+    """Gives the quantizer one encoding after the other, as the runtime feeds them."""
+
+    def __init__(self, runtime: Runtime, inputs: Sequence[Input]) -> None:
+        self._feeds = (runtime.feed(encoding) for windows in runtime.tokenize(inputs) for encoding in windows)
+
+    def get_next(self) -> dict[str, NDArray[np.int64]] | None:
+        return next(self._feeds, None)
+
+
+@contextmanager
+def _told_as_quantization() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the quantizer's errors have no common root
+        raise JobFailure(
+            f"the network could not be brought to int8 ({type(error).__name__})", code="quantization_failed"
+        ) from error
 
 
 @contextmanager

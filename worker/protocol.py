@@ -43,6 +43,11 @@ class Assignment(Line):
     """Without a tick for so many seconds the trainer ends itself."""
     checkpoint_seconds: float = 30.0
 
+    @property
+    def teacher_export(self) -> Path:
+        """Where the teacher's export lies, with its manifest, once the job that asks for it has made it."""
+        return self.work / "teacher"
+
 
 class PhaseLine(Line):
     type: Literal["phase"] = "phase"
@@ -83,6 +88,8 @@ class ResultLine(Line):
 
     type: Literal["result"] = "result"
     folder: Path
+    teacher: Path | None = None
+    """The teacher's export with its manifest, where the job asks for it."""
 
 
 class StoppedLine(Line):

@@ -13,36 +13,56 @@ Knows no database, queue or web: it has an `Assignment`, tells a `Report`, and r
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from models import gates
+from models.artifacts import Origin
 from models.errors import JobFailure
-from models.runtime import FILES, Runtime
+from models.inputs import Input
+from models.runtime import FILES, Precision, Runtime
 from models.specs import RecordedTeacher
 from worker import evaluation, export, preflight
 from worker.asking import make_accelerator, predict
 from worker.cache import HostCache
 from worker.card import write_card
+from worker.cascade import Answered, cascade
 from worker.checkpoints import Checkpoints
 from worker.features import check as check_features
-from worker.measuring import Latency, Measured, choose_precision, measure, measure_latency
+from worker.measuring import (
+    Candidate,
+    Choice,
+    Latency,
+    Measured,
+    answer,
+    answers_of,
+    choose_precision,
+    measure,
+    measure_all,
+    measure_latency,
+    open_candidates,
+)
 from worker.objectives import active, features
 from worker.protocol import Assignment, Report
+from worker.provenance import checkpoints, provenance
 from worker.rehearsal import rehearse
 from worker.run import SPLITS, Run
+from worker.slices import slices, tokens_of
 from worker.stages import Taught, build_student, distil_stages, original_of
 from worker.statistics import CONFIDENCE
 from worker.students import Student, parameters
 from worker.tasks import for_task
-from worker.teachers import OpenTeacher
+from worker.teachers import OpenTeacher, find_folder
 from worker.teaching import Faculty, Voice, layout, open_voices, teach
 
 _LATENCY = "latency.json"
+_CALIBRATION_ROWS = 100
+_PROBE = 8
 
 
 def distil(assignment: Assignment, report: Report) -> Path:
@@ -50,6 +70,7 @@ def distil(assignment: Assignment, report: Report) -> Path:
     report.phase("preflight")
     started = time.monotonic()
     run, voices = _preflight(assignment, report)
+    named = checkpoints(run.spec, lambda reference: find_folder(reference, assignment))
     run.seconds["preflight"] = round(time.monotonic() - started, 2)
     with run.in_phase("teach"):
         faculty = teach(run, voices) if voices else None
@@ -61,7 +82,7 @@ def distil(assignment: Assignment, report: Report) -> Path:
     with run.in_phase("evaluate"):
         document, differing = _evaluate(run, taught, folder, exported)
     with run.in_phase("publish"):
-        _publish(run, taught.faculty, folder, document, differing)
+        _publish(run, taught.faculty, named, folder, document, differing)
     report.progress(1.0, 0.0)
     return folder
 
@@ -73,7 +94,9 @@ def _preflight(assignment: Assignment, report: Report) -> tuple[Run, list[Voice]
     spec = assignment.spec
     kind = for_task(spec.task)
     recorded = [teacher.column for teacher in spec.teachers if isinstance(teacher, RecordedTeacher)]
-    data = kind.read(spec.dataset, assignment.datasets, seed=spec.seed, recorded=recorded)
+    data = kind.read(
+        spec.dataset, assignment.datasets, seed=spec.seed, recorded=recorded, slices=spec.evaluation.slices
+    )
     run = Run(
         assignment,
         report,
@@ -168,9 +191,49 @@ def _export(run: Run, student: Student) -> Path:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     _write_onnx(run, folder, student.network, student.tokenizer)
-    export.quantize(folder)
+    _calibrated(run).unlink(missing_ok=True)
+    try:
+        export.quantize(folder)
+        if run.spec.export.precision != "fp32":
+            export.calibrate(folder, _some(run.data.train.inputs, _CALIBRATION_ROWS), _calibrated(run))
+    except JobFailure as failure:  # what fp32 can do must not be lost for it
+        run.warn(failure.code, f"{failure.message}; it is served without.")
     run.progress(0.6)
     return folder
+
+
+def _calibrated(run: Run) -> Path:
+    """Where the second int8 file waits for the choice; the folder is published with one."""
+    return run.assignment.work / "calibrated.onnx"
+
+
+def _some(inputs: Sequence[Input], most: int) -> list[Input]:
+    return [inputs[row] for row in np.linspace(0, len(inputs) - 1, min(most, len(inputs))).astype(int)]
+
+
+def _choose(run: Run, student: Student, folder: Path) -> Choice:
+    """The precision that is served, by the validation rows; one int8 file at most is left in `folder`."""
+    kind, split = run.kind, run.data.validation
+    own = folder / FILES["int8"]
+    files: dict[Candidate, Path] = {
+        "fp32": folder / FILES["fp32"],
+        "int8-dynamic": own,
+        "int8-static": _calibrated(run),
+    }
+    runtimes, damaged = open_candidates(folder, files, split.inputs[:_PROBE])
+    for reason in damaged.values():
+        run.warn("int8_damaged", f"{reason[0].upper()}{reason[1:]}; it is not served.")
+    counting = _counting(run, len(runtimes) * len(split), 0.0, 0.1)
+    measured = measure_all(runtimes, kind, run.encoded(student.tokenizer, "validation"), split.inputs, on_rows=counting)
+    choice = choose_precision(run.spec.export.precision, kind, split, measured, damaged, seed=run.spec.seed)
+    match choice.int8:
+        case None:
+            own.unlink(missing_ok=True)
+        case "int8-static":
+            shutil.move(files["int8-static"], own)
+        case _:
+            pass
+    return choice
 
 
 def _export_teacher(run: Run, voice: Voice) -> Path | None:
@@ -183,7 +246,17 @@ def _export_teacher(run: Run, voice: Voice) -> Path | None:
             _write_onnx(run, partial, voice.network, voice.tokenizer)
             latency = measure_latency(Runtime.open(partial, precision="fp32"), run.data.test.inputs)
             (partial / _LATENCY).write_text(json.dumps(asdict(latency)), "utf-8")
+    if run.spec.export.teacher:
+        _publishable(run, folder)
     return folder
+
+
+def _publishable(run: Run, folder: Path) -> None:
+    """A copy of a teacher's export as an artifact. The cache may drop `folder` before it is published."""
+    target = run.assignment.teacher_export
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(folder, target, ignore=shutil.ignore_patterns(_LATENCY))
+    export.finish_teacher(target, run.data.test.inputs, run.kind.task)
 
 
 def _write_onnx(run: Run, folder: Path, network: nn.Module, tokenizer: Any) -> None:
@@ -207,8 +280,8 @@ def _evaluate(
     spec, test, kind, labels = run.spec, run.data.test, run.kind, run.data.labels
     student = taught.distilled
     own_cut = run.encoded(student.tokenizer, "test")
-    measured = measure(folder, kind, own_cut, test.inputs, on_rows=_counting(run, 2 * len(test), 0.1, 0.8))
-    choice = choose_precision(spec.export.precision, kind, measured)
+    choice = _choose(run, student, folder)
+    measured = measure(folder, kind, own_cut, test.inputs, on_rows=_counting(run, 2 * len(test), 0.1, 0.7))
     teacher = _teacher(run, taught.faculty, exported)
     size = parameters(student.network)
     confidence = spec.promote.gate.confidence if spec.promote is not None else CONFIDENCE
@@ -216,13 +289,26 @@ def _evaluate(
     def asked(one: Student) -> Measured:
         run.check_stop()
         encoded = run.encoded(one.tokenizer, "test")
-        answers = predict(one.network, encoded, shape=kind.shape, device=run.accelerator.device)
+        # In one precision, whatever the device would choose: two networks that are the same must answer the same.
+        answers = predict(one.network, encoded, shape=kind.shape, device=run.accelerator.device, precision="fp32")
         # Of the distilled student's shape the size is known, and the speed would be the same.
         alike = measured["fp32"].bytes if parameters(one.network) == size else None
         return Measured.of(kind, answers, encoded, test.inputs, bytes=alike)
 
-    def judged(one: Measured, of: tuple[int, int] | None) -> dict[str, Any]:
-        return evaluation.arm(kind, {"fp32": one}, test, labels, parameters=of, teacher=teacher, confidence=confidence)
+    def judged(
+        one: Mapping[Precision, Measured], of: tuple[int, int] | None, *, served: Precision = "fp32"
+    ) -> dict[str, Any]:
+        return evaluation.arm(
+            kind,
+            one,
+            test,
+            labels,
+            served=served,
+            parameters=of,
+            teacher=None if one["fp32"] is teacher else teacher,
+            confidence=confidence,
+            seed=spec.seed,
+        )
 
     control = None if taught.control is None else asked(taught.control)
     others: dict[str, tuple[Measured, tuple[int, int] | None]] = {
@@ -232,43 +318,51 @@ def _evaluate(
         for place, voice in enumerate(taught.faculty.voices):
             found = _measured_voice(run, voice, exported[place])
             others[f"teacher {place + 1}"] = found, _size([voice])
+    untrained = asked(taught.untrained)
     arms = {
-        "teacher": evaluation.arm(
-            kind, {"fp32": teacher}, test, labels, parameters=_size(taught.faculty.voices), confidence=confidence
-        ),
-        "distilled": evaluation.arm(
-            kind,
-            measured,
-            test,
-            labels,
-            served=choice.served,
-            parameters=size,
-            teacher=teacher,
-            confidence=confidence,
-        ),
-        "control": None if control is None else judged(control, size),
-        "untrained": judged(asked(taught.untrained), size),
+        "teacher": judged({"fp32": teacher}, _size(taught.faculty.voices)),
+        "distilled": judged(measured, size, served=choice.served),
+        "control": None if control is None else judged({"fp32": control}, size),
+        "untrained": judged({"fp32": untrained}, size),
     }
-    run.progress(0.95)
+    run.progress(0.8)
     comparisons = evaluation.compare(
         kind,
         test,
         teacher=teacher.predictions,
         distilled=measured[choice.served].predictions,
-        distilled_as_control=measured["fp32"].predictions,
+        distilled_as_control=asked(student).predictions if control is not None or others else None,
         control=None if control is None else control.predictions,
         others={name: one.predictions for name, (one, _) in others.items()},
         confidence=confidence,
         seed=spec.seed,
     )
+    parts = slices(
+        kind,
+        test,
+        labels,
+        arms={
+            "teacher": teacher.predictions,
+            "distilled": measured[choice.served].predictions,
+            "control": None if control is None else control.predictions,
+            "untrained": untrained.predictions,
+        },
+        lengths=tokens_of(own_cut, len(test)),
+        columns=run.data.slices,
+        confidence=confidence,
+        seed=spec.seed,
+    )
+    run.progress(0.9)
     document = evaluation.report(
         kind,
         rows={name: len(run.split(name)) for name in SPLITS},
         labels=labels,
         arms=arms,
-        others={name: judged(one, of) for name, (one, of) in others.items()},
+        others={name: judged({"fp32": one}, of) for name, (one, of) in others.items()},
         constant=kind.constant(test, labels),
         comparisons=comparisons,
+        slices=parts,
+        cascade=_cascade(run, taught, folder, choice.served, measured[choice.served], teacher, confidence),
         precision=choice,
         gate=None if spec.promote is None else spec.promote.gate,
         control_reason=None if control is not None else ("no_labels" if spec.control else "disabled"),
@@ -282,6 +376,33 @@ def _evaluate(
             run.report.metric(arm, 0, 0, f"test_{kind.primary}", 0, table["score"])
     differing = evaluation.disagreements(kind, test, labels, teacher=teacher, student=measured[choice.served])
     return document, differing
+
+
+def _cascade(
+    run: Run,
+    taught: Taught,
+    folder: Path,
+    served: Precision,
+    student: Measured,
+    teacher: Measured,
+    confidence: float,
+) -> dict[str, Any] | None:
+    """Student and teacher together; the student answers the validation rows as it is served. Test rows are answered."""
+    kind, validation, test = run.kind, run.data.validation, run.data.test
+    if kind.shape != "text" or kind.nature != "one_of":
+        return None
+    runtime = Runtime.open(folder, precision=served)
+    parts = answer(runtime, validation.inputs, on_rows=_counting(run, len(validation), 0.9, 1.0))
+    own_cut = run.encoded(taught.distilled.tokenizer, "validation")
+    return cascade(
+        Answered(
+            taught.faculty.together("validation", kind.nature).values,
+            answers_of(parts, own_cut, len(runtime.labels)).values,
+            validation.targets,
+        ),
+        Answered(teacher.answers.values, student.answers.values, test.targets),
+        confidence=confidence,
+    )
 
 
 def _teacher(run: Run, faculty: Faculty, exported: Sequence[Path | None]) -> Measured:
@@ -341,19 +462,32 @@ def _counting(run: Run, total: int, start: float, end: float) -> Callable[[int],
 
 
 def _publish(
-    run: Run, faculty: Faculty, folder: Path, document: dict[str, Any], differing: list[dict[str, Any]]
+    run: Run,
+    faculty: Faculty,
+    named: Mapping[str, Origin],
+    folder: Path,
+    document: dict[str, Any],
+    differing: list[dict[str, Any]],
 ) -> None:
     document["seconds"] = dict(run.seconds)
     export.write_golden(folder, run.data.test.inputs)
-    write_card(folder, document, run.spec)
+    made = provenance(
+        named,
+        [(voice.name, voice.identity) for voice in faculty.voices],
+        run.data.hashes,
+        seed=run.spec.seed,
+        device=run.assignment.device,
+        report=export.write_report(folder, document, differing),
+    )
+    write_card(folder, document, run.spec, made)
     export.finish(
         folder,
-        document,
         run.spec,
-        data=run.data.hashes,
-        teacher={
-            "reference": ", ".join(voice.name for voice in faculty.voices),
-            "identity": ", ".join(voice.identity for voice in faculty.voices),
-        },
-        disagreements=differing,
+        served=document["precision"]["served"],
+        data=made.data,
+        teachers=made.teachers,
+        bases=made.bases,
+        seeds=made.seeds,
+        versions=made.versions,
+        hardware=made.hardware,
     )

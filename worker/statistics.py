@@ -3,7 +3,7 @@
 Knows no network, task or file. N rows, K statistics of a row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ _HELD = 2_000_000
 
 Floats = NDArray[np.float64]
 Logits = NDArray[np.float32]
+Metric = Callable[[Floats], Floats]
+"""Makes (…) metrics of sums (…, K) of statistics of rows."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Interval:
 def paired(
     first: Floats,
     second: Floats,
-    metric: Callable[[Floats], Floats],
+    metric: Metric,
     *,
     confidence: float = CONFIDENCE,
     seed: int = 0,
@@ -57,13 +59,7 @@ def paired(
     is taken to cost its share of the rows, 1/N of the metric.
     """
     rows = len(first)
-    generator = np.random.default_rng(seed)
-    held = max(1, _HELD // rows)
-    parts = []
-    for start in range(0, resamples, held):
-        counts = _resampled(rows, min(held, resamples - start), generator)
-        parts.append((metric(counts @ first), metric(counts @ second)))
-    ones, twos = (np.concatenate(side) for side in zip(*parts, strict=True))
+    ones, twos = _bootstrapped([first, second], metric, seed=seed, resamples=resamples)
     differences = ones - twos
     value = float(metric(first.sum(axis=0)) - metric(second.sum(axis=0)))
     tail = (1 - confidence) / 2
@@ -80,6 +76,33 @@ def paired(
         upper_one_sided=min(most, max(upper, value + one_sided)),
         confidence=confidence,
     )
+
+
+def metric_bound(
+    statistics: Floats, metric: Metric, *, confidence: float = CONFIDENCE, seed: int = 0, resamples: int = 2000
+) -> float:
+    """The one-sided lower bound of a metric: the lower end of its percentile bootstrap, with the floor of `paired`.
+
+    `statistics` (N, K) and `metric` as there. For shares of right answers `agreement_bound` is exact; this is for what
+    is no share, such as an F1 or a correlation. Never below 0, or −1 for a metric that may be negative.
+    """
+    (found,) = _bootstrapped([statistics], metric, seed=seed, resamples=resamples)
+    value = float(metric(statistics.sum(axis=0)))
+    low = float(np.quantile(found, 1 - confidence, method="lower"))
+    least = 0.0 if min(value, found.min()) >= 0 else -1.0
+    return max(least, min(low, value - unseen_rate(len(statistics), confidence)))
+
+
+def _bootstrapped(sides: Sequence[Floats], metric: Metric, *, seed: int, resamples: int) -> list[Floats]:
+    """The metric of each side (N, K) in the same draws of N rows with replacement, (resamples,) each."""
+    rows = len(sides[0])
+    generator = np.random.default_rng(seed)
+    held = max(1, _HELD // rows)
+    parts = []
+    for start in range(0, resamples, held):
+        counts = _resampled(rows, min(held, resamples - start), generator)
+        parts.append([metric(counts @ side) for side in sides])
+    return [np.concatenate(side) for side in zip(*parts, strict=True)]
 
 
 def _resampled(rows: int, times: int, generator: np.random.Generator) -> Floats:

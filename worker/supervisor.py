@@ -7,6 +7,7 @@ anyone else may claim.
 """
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -24,9 +25,9 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 from models import deployments, lifecycle, references
-from models.artifacts import Store
+from models.artifacts import Manifest, Store, read_manifest
 from models.database import Database
-from models.errors import ArtifactDamaged, Fenced, LimbeckError, Missing, StorageFailure
+from models.errors import ArtifactDamaged, Conflict, Fenced, LimbeckError, Missing, StorageFailure
 from models.gates import Bounds, Decision, decide
 from models.lifecycle import Bell, Claimed, Happening, NewStudent, Point
 from models.settings import Settings
@@ -319,8 +320,8 @@ class _Attempt:
     def _finish(self, status: int, tail: str) -> None:
         job_id, attempt = self.claimed.job_id, self.claimed.attempt
         match self.last:
-            case ResultLine(folder=folder):
-                self._succeed(folder)
+            case ResultLine(folder=folder, teacher=teacher):
+                self._succeed(folder, teacher)
             case ErrorLine(code=code, message=message, hint=hint, pointer=pointer):
                 self.log.info("attempt_failed", code=code, message=message)
                 self._settle(
@@ -354,7 +355,7 @@ class _Attempt:
         reason = f"its worker could not go on ({type(error).__name__})"
         return lambda session: lifecycle.crashed(session, job_id, attempt, reason)
 
-    def _succeed(self, folder: Path) -> None:
+    def _succeed(self, folder: Path, teacher: Path | None) -> None:
         """Publish, then one transaction: the job has succeeded, its student exists, and the gate has decided."""
         report = json.loads((folder / "report.json").read_text("utf-8"))
         promote = ResolvedSpec.model_validate(self.claimed.resolved_spec).promote
@@ -364,8 +365,9 @@ class _Attempt:
         if promote is not None and decision is not None:
             told.append(_promotion(promote.deployment, decision))
         artifact = f"students/{student_id}"
+        shared = None if teacher is None else self._share(teacher)
         manifest = self.at.store.publish(folder, artifact)
-        new = NewStudent(student_id, manifest.student_hash, artifact, manifest.model_dump(mode="json"), report)
+        new = NewStudent(student_id, manifest.student_hash, artifact, manifest.model_dump(mode="json"), report, shared)
 
         def success(session: Session) -> None:
             student = lifecycle.succeed(session, self.claimed.job_id, self.claimed.attempt, new, told)
@@ -386,8 +388,23 @@ class _Attempt:
             there = session.get(Student, student_id) is not None
         if there:
             self.log.info("attempt_succeeded", student_id=student_id)
+            if teacher is not None:
+                self._share(teacher)  # again, if the last student that named it was deleted meanwhile
         else:
             self.at.store.delete(artifact)
+
+    def _share(self, teacher: Path) -> str:
+        """Publish a teacher's export, unless a job of the same teacher has; its key is a hash of its files.
+
+        If the job then comes to nothing the export stays: another job may have found it there already.
+        """
+        key = f"exports/{content_hash(read_manifest(teacher))}"
+        if not self.at.store.exists(key):
+            try:
+                self.at.store.publish(teacher, key)
+            except Conflict:
+                self.log.info("teacher_export_there", key=key)  # another worker was faster with the same files
+        return key
 
     def _settle(self, verb: Verb) -> None:
         """Write how it ended, once the database answers. If somebody has asked to cancel meanwhile, it is cancelled.
@@ -434,6 +451,12 @@ class _Attempt:
             shutil.rmtree(self.at.settings.jobs_folder / self.claimed.job_id, ignore_errors=True)
         else:
             shutil.rmtree(self.folder / "tmp", ignore_errors=True)
+
+
+def content_hash(manifest: Manifest) -> str:
+    """SHA-256 over the names and hashes of an artifact's files: equal files have equal ones, whoever made them."""
+    lines = [f"{name}\0{entry.sha256}\n" for name, entry in sorted(manifest.files.items())]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def _promotion(deployment: str, decision: Decision) -> Happening:

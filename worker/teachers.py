@@ -27,8 +27,8 @@ from models.references import Reference
 from worker.folders import Head, check_folder, check_positions, fingerprint, open_folder
 from worker.protocol import Assignment
 
-# All that a checkpoint needs. Anything else in a repository is neither fetched nor opened.
-_FILES = ["*.safetensors", "*.json", "*.txt"]
+# All that a checkpoint needs, and what says its licence. Anything else in a repository is neither fetched nor opened.
+_FILES = ["*.safetensors", "*.json", "*.txt", "README.md", "LICENSE*", "LICENCE*", "COPYING*"]
 _TRAINED_FOR: Mapping[Head, str] = {
     "one_label": "classification",
     "labels": "classification",

@@ -84,6 +84,7 @@ if __name__ == "__main__":
     _ear = Ear(0)
 
 from models.errors import JobFailure, LimbeckError  # noqa: E402
+from models.places import MANIFEST  # noqa: E402
 from worker.protocol import (  # noqa: E402
     Assignment,
     CheckpointLine,
@@ -154,7 +155,9 @@ class PipeReport:
 def train(recipe: Recipe, assignment: Assignment, report: PipeReport) -> ResultLine | StoppedLine | ErrorLine:
     """The last line of a trainer. An error that is not listed here is one of ours: it goes through, as a crash."""
     try:
-        return ResultLine(folder=recipe(assignment, report))
+        folder = recipe(assignment, report)
+        teacher = assignment.teacher_export if (assignment.teacher_export / MANIFEST).is_file() else None
+        return ResultLine(folder=folder, teacher=teacher)
     except Stopped as stopped:
         return StoppedLine(reason=stopped.reason)
     except JobFailure as failure:

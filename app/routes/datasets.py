@@ -1,6 +1,7 @@
 """Datasets: uploaded as a file of rows, kept as Parquet."""
 
-from typing import Annotated, Any
+from pathlib import Path as FilePath
+from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Depends, Query, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -19,7 +20,8 @@ from app.dependencies import (
 from app.routes import uploading
 from app.security import Caller, find, needs, only_own
 from app.uploads.datasets import Limits, import_rows, read_rows
-from models.database import after_commit
+from models.artifacts import Store
+from models.database import Database, after_commit
 from models.errors import Invalid, NotAvailableYet, Problem
 from models.settings import Settings
 from models.specs import problems
@@ -91,27 +93,19 @@ def create_dataset(
     name = uploading.check_name(received.fields.get("name", "")) or uploading.name_of_file(filename, "dataset")
 
     with uploading.working_folder(settings) as folder:
-        rows = folder / "rows.parquet"
-        imported = import_rows(files[0].file, filename, rows, _limits(settings), encoding=encoding, replace=replace)
-        id_ = new_id("ds")
-        row = Dataset(
-            id=id_,
+        row = keep_dataset(
+            files[0].file,
+            filename,
+            folder,
             owner=who.owner,
             name=name,
-            status="ready",
-            source=None,
-            columns=imported.columns,
-            rows=imported.rows,
-            bytes=imported.bytes,
-            sha256=imported.sha256,
-            artifact=f"datasets/{id_}.parquet",
-            warnings=imported.warnings,
+            database=database,
+            store=store,
+            settings=settings,
+            encoding=encoding,
+            replace=replace,
         )
-        with uploading.kept_with(database, store, row):
-            store.put_file(rows, row.artifact)
-            with database.writing() as session:
-                session.add(row)
-    response.headers["Location"] = f"/datasets/{id_}"
+    response.headers["Location"] = f"/datasets/{row.id}"
     return views.Dataset.model_validate(row)
 
 
@@ -147,6 +141,44 @@ def delete_dataset(dataset_id: str, session: WriteSession, who: Caller, store: S
     uploading.refuse_in_use(session, row.id)
     session.delete(row)
     after_commit(session, uploading.discarding(store, row.artifact))
+
+
+def keep_dataset(
+    stream: BinaryIO,
+    filename: str,
+    folder: FilePath,
+    *,
+    owner: str,
+    name: str,
+    source: str | None = None,
+    database: Database,
+    store: Store,
+    settings: Settings,
+    encoding: str | None = None,
+    replace: bool = False,
+) -> Dataset:
+    """The rows of `stream`, imported by way of `folder`, as a dataset of `owner`. Raises what `import_rows` does."""
+    rows = folder / "rows.parquet"
+    imported = import_rows(stream, filename, rows, _limits(settings), encoding=encoding, replace=replace)
+    id_ = new_id("ds")
+    row = Dataset(
+        id=id_,
+        owner=owner,
+        name=name,
+        status="ready",
+        source=source,
+        columns=imported.columns,
+        rows=imported.rows,
+        bytes=imported.bytes,
+        sha256=imported.sha256,
+        artifact=f"datasets/{id_}.parquet",
+        warnings=imported.warnings,
+    )
+    with uploading.kept_with(database, store, row):
+        store.put_file(rows, row.artifact)
+        with database.writing() as session:
+            session.add(row)
+    return row
 
 
 def _limits(settings: Settings) -> Limits:

@@ -1,10 +1,10 @@
 """Names that production calls, and where they point."""
 
 import re
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Path, Request, Response, status
-from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
@@ -12,11 +12,11 @@ from app import views
 from app.dependencies import DatabaseHere, PageWanted, ReadSession, WriteSession, page_of
 from app.security import Caller, needs, only_own
 from app.serving.shelf import Pointer, Shelf
-from models import deployments
+from models import deployments, promotion
 from models.database import after_commit
-from models.errors import Conflict, Invalid, LimbeckError, Problem
-from models.specs import not_yet
-from models.tables import Deployment, DeploymentChange, Student
+from models.errors import Invalid, LimbeckError, Problem
+from models.specs import DeploymentSpec, Traffic
+from models.tables import Deployment, DeploymentChange
 
 router = APIRouter(tags=["deployments"])
 
@@ -24,26 +24,10 @@ Name = Annotated[str, Path(pattern=r"^[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?$")]
 IfMatch = Annotated[str | None, Header(max_length=200, description="the deployment's ETag")]
 
 
-class Wanted(BaseModel):
-    """What a deployment should be. The reserved fields are part of the contract and come with a later version."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    student: str = Field(max_length=64)
-    canary: Annotated[None, not_yet("canary")] = None
-    shadow: Annotated[None, not_yet("shadow")] = None
-    fallback: Annotated[None, not_yet("fallback")] = None
-    auto: Annotated[None, not_yet("auto")] = None
-    capture: Annotated[None, not_yet("capture")] = None
-    cache: Annotated[None, not_yet("cache")] = None
-    gate: Annotated[None, not_yet("gate")] = None
-    override: Annotated[None, not_yet("override")] = None
-
-
 @router.put("/deployments/{name}", openapi_extra=needs("deploy"), responses={201: {"model": views.Deployment}})
 def put_deployment(
     name: Name,
-    wanted: Wanted,
+    wanted: DeploymentSpec,
     request: Request,
     response: Response,
     database: DatabaseHere,
@@ -51,19 +35,22 @@ def put_deployment(
     if_match: IfMatch = None,
     if_none_match: Annotated[str | None, Header(max_length=200, description="`*`: only if there is none yet")] = None,
 ) -> views.Deployment:
-    """Point a deployment at a student, which must first load and give the answers on record."""
-    with database.reading() as session:
-        student = session.get(Student, wanted.student)
-        if student is None or not (who.is_admin or student.owner == who.owner):
-            raise Invalid.of([Problem("/student", f"there is no student {wanted.student!r}", "not_found")])
+    """Say what a deployment should be. Its students must load and give the answers on record, and its gate hold.
+
+    Everything is looked at before anything moves, and every problem is told at once. What is left out is not: a canary
+    that was there ends. Of a gate, the one that is there stays.
+    """
     shelf: Shelf = request.app.state.shelf
-    _try_out(shelf, wanted.student)
+    with database.reading() as session:
+        found = deployments.look_up(session, owner=who.owner, name=name)
+        planned = promotion.plan(session, found, wanted, may_use=lambda row: who.is_admin or row.owner == who.owner)
+    promotion.refuse([*planned.problems, *_unhealthy(shelf, planned.answering)])
     with database.writing() as session:
         row, created = deployments.put(
             session,
             owner=who.owner,
             name=name,
-            student_id=wanted.student,
+            wanted=wanted,
             by=who.key_id,
             expected_version=_version(if_match, session, who.owner, name),
             must_be_new=if_none_match is not None and if_none_match.strip() == "*",
@@ -94,11 +81,11 @@ def read_history(name: Name, session: ReadSession, who: Caller) -> views.Page[vi
 def roll_back(
     name: Name, request: Request, response: Response, database: DatabaseHere, who: Caller, if_match: IfMatch = None
 ) -> views.Deployment:
-    """Point back at the student before. Two in a row go two back."""
+    """Point back at the student before, with the gate, fallback and capture that it had. Two in a row go two back."""
     shelf: Shelf = request.app.state.shelf
     with database.reading() as session:
         student_id = deployments.before(session, deployments.find(session, owner=who.owner, name=name))
-    _try_out(shelf, student_id)
+    promotion.refuse([*_unhealthy(shelf, {"": student_id})])
     with database.writing() as session:
         row = deployments.find(session, owner=who.owner, name=name, for_update=True)
         deployments.expect(row, _version(if_match, session, who.owner, name))
@@ -118,17 +105,18 @@ def delete_deployment(
     after_commit(session, shelf.refresh)
 
 
-def _try_out(shelf: Shelf, student_id: str) -> None:
-    try:
-        shelf.load(student_id)
-    except LimbeckError as error:
-        raise Conflict(
-            f"this student cannot serve: {error.message}", code="student_unhealthy", hint="the deployment was not moved"
-        ) from error
+def _unhealthy(shelf: Shelf, answering: Mapping[str, str]) -> Iterator[Problem]:
+    """Whoever of these students, by their pointers, does not load or does not give the answers on record."""
+    for pointer, student_id in answering.items():
+        try:
+            shelf.load(student_id)
+        except LimbeckError as error:
+            yield Problem(pointer, f"this student cannot serve: {error.message}", promotion.UNHEALTHY)
 
 
 def _take_effect(session: Session, shelf: Shelf, row: Deployment) -> None:
-    pointer = Pointer(row.id, row.owner, row.name, row.student_id, row.version)
+    traffic = Traffic.model_validate(row.traffic)
+    pointer = Pointer(row.id, row.owner, row.name, row.student_id, row.version, traffic)
     after_commit(session, lambda: shelf.point(pointer))
 
 
@@ -153,7 +141,8 @@ def _view(row: Deployment) -> views.Deployment:
     fields: dict[str, Any] = {
         name: getattr(row, name) for name in ("id", "name", "gate", "version", "created_at", "updated_at")
     }
-    return views.Deployment(student=row.student_id, **fields)
+    parts = {name: row.traffic.get(name) for name in Traffic.model_fields}
+    return views.Deployment(student=row.student_id, **fields, **parts)
 
 
 def _change(change: DeploymentChange) -> views.DeploymentChange:
@@ -164,5 +153,7 @@ def _change(change: DeploymentChange) -> views.DeploymentChange:
         verb=change.verb,
         by=change.by,
         reason=change.reason,
+        gate=change.gate,
+        traffic=change.traffic,
         at=change.at,
     )

@@ -33,6 +33,8 @@ from app.security import Caller, Principal, needs, only_own
 from models import lifecycle, specs
 from models.database import Database
 from models.errors import Invalid, Missing, Problem
+from models.queue import Doorbell
+from models.settings import Settings
 from models.tables import ENDED, Event, Job, JobStatus, Metric
 
 router = APIRouter(tags=["jobs"])
@@ -59,31 +61,35 @@ def create_job(
 ) -> views.Job:
     """Submit a job. With the same `Idempotency-Key` and body it is the same job, however often it is sent."""
     spec = specs.parse_job(document)
-    resolved = specs.resolve(spec)
-    estimates = estimate(spec, resolved, settings.models_folder)
-    digest = hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    wanted = _Wanted(who.owner, document, spec, specs.resolve(spec), idempotency_key, _digest(document))
+    job = _enqueue(wanted, database, doorbell, settings)
+    response.headers["Location"] = f"/jobs/{job.id}"
+    return _tagged(response, job)
 
-    with database.writing() as session:
-        try:
-            job, created = lifecycle.submit(
-                session,
-                owner=who.owner,
-                spec=spec,
-                resolved=resolved,
-                document=document,
-                estimates=estimates.found,
-                idempotency_key=idempotency_key,
-                body_sha256=digest,
-                max_queued=settings.max_queued_jobs,
-            )
-        except Invalid as error:
-            if not error.problems:
-                raise
-            raise Invalid.of([*estimates.problems, *error.problems]) from error
-        if estimates.problems:
-            raise Invalid.of(estimates.problems)  # which rolls back
-    if created:
-        doorbell.ring(job.id, job.device)
+
+@router.post("/jobs/{job_id}/rerun", status_code=status.HTTP_201_CREATED, openapi_extra=needs("jobs"))
+def rerun_job(
+    job_id: str,
+    response: Response,
+    database: DatabaseHere,
+    doorbell: DoorbellHere,
+    settings: SettingsHere,
+    who: Caller,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
+) -> views.Job:
+    """A new job of the same spec, with every default as it was then. An `Idempotency-Key` works as in `POST /jobs`."""
+    with database.reading() as session:
+        old = security.find(session, Job, job_id, who)
+        wanted = _Wanted(
+            old.owner,
+            old.spec,
+            specs.parse_job(old.spec),
+            specs.ResolvedSpec.model_validate(old.resolved_spec),
+            idempotency_key,
+            _digest({"rerun_of": job_id}),
+            rerun_of=job_id,
+        )
+    job = _enqueue(wanted, database, doorbell, settings)
     response.headers["Location"] = f"/jobs/{job.id}"
     return _tagged(response, job)
 
@@ -225,6 +231,55 @@ def compare_metrics(
         security.find(session, Job, job_id, who)
     statement = select(Metric).where(Metric.job_id.in_(wanted), Metric.name == name)
     return views.Page(data=[views.JobPoint.model_validate(row) for row in _thinned(session, statement, points)])
+
+
+# --- into the queue ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A job that is asked for: its spec as it was sent, as it was understood, and as it will run."""
+
+    owner: str
+    document: dict[str, Any]
+    spec: specs.JobSpec
+    resolved: specs.ResolvedSpec
+    idempotency_key: str | None
+    digest: str
+    """SHA-256 of what was sent: with one key it must always be the same."""
+    rerun_of: str | None = None
+
+
+def _enqueue(wanted: _Wanted, database: Database, doorbell: Doorbell, settings: Settings) -> Job:
+    """The job's row, new or the one that its key made before. Raises `Invalid` with every problem at once."""
+    estimates = estimate(wanted.spec, wanted.resolved, settings.models_folder)
+    with database.writing() as session:
+        try:
+            job, created = lifecycle.submit(
+                session,
+                owner=wanted.owner,
+                spec=wanted.spec,
+                resolved=wanted.resolved,
+                document=wanted.document,
+                estimates=estimates.found,
+                idempotency_key=wanted.idempotency_key,
+                body_sha256=wanted.digest,
+                max_queued=settings.max_queued_jobs,
+                rerun_of=wanted.rerun_of,
+            )
+        except Invalid as error:
+            if not error.problems:
+                raise
+            raise Invalid.of([*estimates.problems, *error.problems]) from error
+        if estimates.problems:
+            raise Invalid.of(estimates.problems)  # which rolls back
+    if created:
+        doorbell.ring(job.id, job.device)
+    return job
+
+
+def _digest(document: Any) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 # --- looking at the database ------------------------------------------------------------------------------------------

@@ -11,12 +11,6 @@ from app.security import Permission, needs
 LATER: tuple[tuple[str, str, Permission, str], ...] = (
     ("POST", "/jobs/{job_id}/pause", "jobs", "pausing a job"),
     ("POST", "/jobs/{job_id}/resume", "jobs", "resuming a paused job"),
-    ("POST", "/jobs/{job_id}/rerun", "jobs", "running a job again"),
-    ("GET", "/jobs/{job_id}/bundle", "read", "a job's bundle"),
-    ("GET", "/students/{student_id}/disagreements", "read", "the rows on which student and teacher disagree"),
-    ("GET", "/students/{student_id}/economics", "read", "what a student saves"),
-    ("POST", "/deployments/{name}/captures/dataset", "deploy", "a dataset of captured predictions"),
-    ("POST", "/predictions/{prediction_id}/feedback", "predict", "feedback on a prediction"),
     ("GET", "/secrets/{name}", "admin", "secrets"),
     ("PUT", "/secrets/{name}", "admin", "secrets"),
     ("DELETE", "/secrets/{name}", "admin", "secrets"),

@@ -8,15 +8,17 @@ import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Header, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.concurrency import run_in_threadpool
+from starlette.background import BackgroundTask
 
 from app import views
 from app.dependencies import json_of
 from app.security import Caller, Principal, needs
-from app.serving.batching import Answer, CallerLeft, Pool
-from app.serving.shelf import Shelf
+from app.serving.answering import Answering, Call
+from app.serving.batching import CallerLeft, Timing
+from app.serving.recorder import Recorder
+from app.serving.shadowing import Copy, Shadows
 from models import inputs as reading
 from models.answers import Parameters
 from models.errors import Invalid, LimbeckError, Problem
@@ -27,6 +29,15 @@ from models.specs import problems as problems_of
 router = APIRouter(tags=["predict"])
 
 DEFAULT = "default"
+
+Sticky = Annotated[
+    str | None,
+    Header(
+        alias="x-limbeck-sticky",
+        max_length=200,
+        description="whom the call is for, such as a user's id: calls with the same one go to the same arm of a canary",
+    ),
+]
 
 
 class _Object(BaseModel):
@@ -81,36 +92,39 @@ _BODY = {"requestBody": {"required": True, "content": _CONTENT}}
 
 
 @router.post("/predict/{deployment}", openapi_extra={**needs("predict"), **_BODY}, response_model=Answers)
-async def predict(deployment: Annotated[str, Path(max_length=64)], request: Request, who: Caller) -> Response:
+async def predict(
+    deployment: Annotated[str, Path(max_length=64)], request: Request, who: Caller, sticky: Sticky = None
+) -> Response:
     """The answers of a deployment's student, as its task has them.
 
     Of texts the labels, best first: a list for each text in a list, also for one string. Of a text whose words are
     asked its entities, of a question an answer (with `top_k` several): one for one input, a list for a list.
+
+    Headers say who answered: `X-Limbeck-Student` the student, `X-Limbeck-Arm` whether it is the `stable` one or the
+    `canary`. Where the deployment has a fallback, `X-Limbeck-Answered-By` is `student` if that student gave all the
+    answers, `mixed` if the fallback gave some, and the fallback's name if it gave all: `teacher`, or the id of another
+    student. `X-Limbeck-Prediction` is there if the call was kept, and names it.
     """
-    return await _answer(request, who, deployment)
+    return await _answer(request, who, deployment, sticky)
 
 
 @router.post("/predict", openapi_extra={**needs("predict"), **_BODY}, response_model=Answers)
-async def predict_default(request: Request, who: Caller) -> Response:
+async def predict_default(request: Request, who: Caller, sticky: Sticky = None) -> Response:
     """The same, of the deployment named `default`."""
-    return await _answer(request, who, DEFAULT)
+    return await _answer(request, who, DEFAULT, sticky)
 
 
-async def _answer(request: Request, who: Principal, name: str) -> Response:
+async def _answer(request: Request, who: Principal, name: str, sticky: str | None) -> Response:
     state = request.app.state
-    shelf: Shelf = state.shelf
-    pool: Pool = state.pool
+    answering: Answering = state.answering
     began = time.perf_counter()
     known = False
     outcome = "failed"
     try:
         inputs, single, parameters = read(await request.body(), state.settings)
-        student = shelf.at_hand(who.owner, name)
-        if student is None:
-            student = await run_in_threadpool(shelf.fetch, who.owner, name)
+        pointer = await answering.pointer(who.owner, name)
         known = True
-        student.runtime.check(inputs, parameters, single=single)
-        answer = await pool.answer(student.runtime, inputs, parameters, request.is_disconnected)
+        served = await answering.answer(pointer, Call(inputs, single, parameters, sticky, request.is_disconnected))
     except CallerLeft:
         outcome = "caller_left"
         return Response(status_code=499)
@@ -119,14 +133,31 @@ async def _answer(request: Request, who: Principal, name: str) -> Response:
         raise
     else:
         outcome = "ok"
-        alone = single and student.runtime.kind in {"token-classification", "question-answering"}
-        found = answer.answers[0] if alone else answer.answers
+        alone = single and served.student.runtime.kind in {"token-classification", "question-answering"}
+        found = served.answers[0] if alone else served.answers
         body = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
-        headers = {"X-Limbeck-Student": student.student_id, "Server-Timing": _timing(answer)}
-        return Response(body, media_type="application/json", headers=headers)
+        headers = {
+            "X-Limbeck-Student": served.student.student_id,
+            "X-Limbeck-Arm": served.arm,
+            "Server-Timing": _timing(served.timing),
+        }
+        if served.answered_by is not None:
+            headers["X-Limbeck-Answered-By"] = served.answered_by
+        if pointer.traffic.capture is not None:
+            recorder: Recorder = state.recorder
+            kept = recorder.keep(pointer, served.arm, served.student.student_id, inputs, served.answers)
+            if kept is not None:
+                headers["X-Limbeck-Prediction"] = kept
+        # It runs when the answer has left.
+        after = None if served.copy is None else BackgroundTask(_offer, state.shadows, served.copy)
+        return Response(body, media_type="application/json", headers=headers, background=after)
     finally:
         # A name that does not exist is no label: anybody could make up any number of them.
         state.metrics.predicted(name if known else "", outcome, time.perf_counter() - began)
+
+
+async def _offer(shadows: Shadows, copy: Copy) -> None:
+    shadows.offer(copy)
 
 
 def read(body: bytes, settings: Settings) -> tuple[list[Input], bool, Parameters]:
@@ -225,11 +256,7 @@ def _too_long(pointer: str, text: str, limit: int) -> list[Problem]:
     return [Problem(pointer, f"has {len(text)} characters; an input takes {limit}", "text_too_long")]
 
 
-def _timing(answer: Answer) -> str:
+def _timing(timing: Timing) -> str:
     """Milliseconds, as the header's grammar has them."""
-    parts: dict[str, Any] = {
-        "tokenize": answer.timing.tokenize,
-        "queue": answer.timing.queue,
-        "infer": answer.timing.infer,
-    }
+    parts: dict[str, float] = {"tokenize": timing.tokenize, "queue": timing.queue, "infer": timing.infer}
     return ", ".join(f"{name};dur={seconds * 1000:.3f}" for name, seconds in parts.items())

@@ -67,11 +67,7 @@ def create_teacher(
 
     with uploading.working_folder(settings) as folder:
         checkpoint = checkpoints.receive([(file.filename or "", file.file) for file in files], folder)
-        manifest = write_manifest(
-            folder,
-            kind="teacher",
-            teacher={"model_type": checkpoint.config["model_type"], "parameters": checkpoint.parameters},
-        )
+        manifest = write_manifest(folder, kind="teacher")
         id_ = new_id("tc")
         row = Teacher(
             id=id_,

@@ -6,10 +6,12 @@ with Client() as client:
     answers = client.predict("sentiment", ["what a day"])
 """
 
+import string
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import quote
 
 from limbeck import address
 from limbeck.datasets import Datasets, Teachers
@@ -18,7 +20,7 @@ from limbeck.jobs import Jobs
 from limbeck.keys import Keys
 from limbeck.objects import Readiness, Worker, read
 from limbeck.paging import page
-from limbeck.predictions import Predictions, answers_of
+from limbeck.predictions import CapturedPredictions, Predictions, answers_of
 from limbeck.students import Students
 from limbeck.transport import Transport, body
 
@@ -26,6 +28,9 @@ try:
     __version__ = version("limbeck")
 except PackageNotFoundError:  # a source tree that nobody installed
     __version__ = "0"
+
+_PRINTABLE = f"{string.punctuation} "
+"""What stands in a header as it is; the rest of a text is percent-encoded."""
 
 
 class Client:
@@ -45,6 +50,7 @@ class Client:
         self.jobs = Jobs(self._transport)
         self.students = Students(self._transport)
         self.deployments = Deployments(self._transport)
+        self.predictions = CapturedPredictions(self._transport)
         self.keys = Keys(self._transport)
 
     def __enter__(self) -> Self:
@@ -69,13 +75,15 @@ class Client:
         top_k: int | None = None,
         function_to_apply: str | None = None,
         aggregation_strategy: str | None = None,
+        sticky: str | None = None,
     ) -> Predictions:
         """For each input a list of labels, entities or answers, also for a single one.
 
         An input is a text, `{"text": …, "text_pair": …}` or `{"question": …, "context": …}`, as the deployment's task
         has it. `top_k`: so many labels of each text (default all), or answers to each question (default one).
         `function_to_apply`: softmax, sigmoid or none. `aggregation_strategy`: how tokens become entities, simple,
-        first, average, max or none.
+        first, average, max or none. `sticky`: whom the call is for; calls with the same one go to the same arm of a
+        canary.
         """
         wanted = {
             "top_k": top_k,
@@ -88,11 +96,17 @@ class Client:
         if parameters:
             document["parameters"] = parameters
         # A prediction changes nothing: it is safe to ask again.
-        response = self._transport.request("POST", f"/predict/{deployment}", json=document, idempotent=True)
+        headers = {} if sticky is None else {"X-Limbeck-Sticky": quote(sticky, safe=_PRINTABLE)}
+        response = self._transport.request(
+            "POST", f"/predict/{deployment}", json=document, headers=headers, idempotent=True
+        )
         answers = body(response)
         return Predictions(
             data=answers_of(answers, single=single),
             student=response.headers.get("x-limbeck-student"),
+            prediction_id=response.headers.get("x-limbeck-prediction"),
+            arm=response.headers.get("x-limbeck-arm"),
+            answered_by=response.headers.get("x-limbeck-answered-by"),
             server_timing=response.headers.get("server-timing"),
             raw=answers,
         )

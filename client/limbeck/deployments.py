@@ -3,7 +3,16 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from limbeck.objects import Deployment, DeploymentChange, Page, Student, read
+from limbeck.objects import (
+    Dataset,
+    Deployment,
+    DeploymentChange,
+    DeploymentTraffic,
+    Page,
+    Prediction,
+    Student,
+    read,
+)
 from limbeck.paging import page
 from limbeck.transport import Transport, body
 
@@ -19,13 +28,36 @@ class Deployments:
         name: str,
         student: str | Student,
         *,
+        canary: Mapping[str, Any] | None = None,
+        shadow: Mapping[str, Any] | None = None,
+        fallback: Mapping[str, Any] | None = None,
+        auto: Mapping[str, Any] | None = None,
+        capture: Mapping[str, Any] | None = None,
         gate: Mapping[str, Any] | None = None,
+        override: str | None = None,
         if_match: int | None = None,
     ) -> Deployment:
-        """Point `name` at a student, which must load and give its answers on record first."""
-        document: dict[str, Any] = {"student": student if isinstance(student, str) else student.id}
-        if gate is not None:
-            document["gate"] = gate
+        """Point `name` at a student, which must load, give its answers on record, and hold the gate.
+
+        What is not given is not there afterwards: a canary that was there ends. Only a gate stays. `canary`:
+        `{"student", "fraction"}`. `shadow`: `{"student"}`. `fallback`: `{"to", "threshold"}`, or a target in place of
+        the threshold. `auto`: `{}` lets a canary or shadow decide for itself. `override`: why a student serves whose
+        gate does not hold.
+        """
+        parts = {
+            "student": student if isinstance(student, str) else student.id,
+            "canary": canary,
+            "shadow": shadow,
+            "fallback": fallback,
+            "auto": auto,
+            "capture": capture,
+            "gate": gate,
+            "override": override,
+        }
+        return self.apply(name, {part: value for part, value in parts.items() if value is not None}, if_match=if_match)
+
+    def apply(self, name: str, document: Mapping[str, Any], *, if_match: int | None = None) -> Deployment:
+        """The same, of the whole document that says what the deployment should be."""
         # With a version a second try could not tell its own success from somebody else's.
         response = self._transport.request(
             "PUT", f"/deployments/{name}", json=document, headers=_if_match(if_match), idempotent=if_match is None
@@ -47,6 +79,51 @@ class Deployments:
         """Point back at the student before. Two in a row go two back."""
         response = self._transport.request("POST", f"/deployments/{name}/rollback", headers=_if_match(if_match))
         return read(Deployment, body(response))
+
+    def traffic(self, name: str, *, version: int | None = None) -> DeploymentTraffic:
+        """What each arm has seen since the last change (or as of an earlier `version`), and what `auto` would do."""
+        given = {} if version is None else {"version": version}
+        return read(
+            DeploymentTraffic, body(self._transport.request("GET", f"/deployments/{name}/traffic", params=given))
+        )
+
+    def captures(
+        self, name: str, *, labelled: bool | None = None, after: str | None = None, limit: int = 20
+    ) -> Page[Prediction]:
+        """The inputs and answers that were kept, newest first. `labelled`: only those with a true answer, or without.
+
+        See also `client.predictions.feedback`.
+        """
+        return page(
+            self._transport,
+            f"/deployments/{name}/captures",
+            Prediction,
+            labelled=labelled,
+            after=after,
+            limit=limit,
+        )
+
+    def delete_captures(self, name: str) -> None:
+        """Forget everything that was captured."""
+        self._transport.request("DELETE", f"/deployments/{name}/captures")
+
+    def dataset_of_captures(
+        self,
+        deployment: str,
+        *,
+        name: str | None = None,
+        labels: str | None = None,
+        only_unsure_below: float | None = None,
+    ) -> Dataset:
+        """A dataset of what was captured, with the columns of the student's task: the same job can learn from it.
+
+        `labels`: feedback (default; rows without it have no label), answers, or both, the feedback where there is some.
+        `only_unsure_below`: only rows whose answer has a score below this.
+        """
+        parts = {"name": name, "labels": labels, "only_unsure_below": only_unsure_below}
+        document = {part: value for part, value in parts.items() if value is not None}
+        response = self._transport.request("POST", f"/deployments/{deployment}/captures/dataset", json=document)
+        return read(Dataset, body(response))
 
     def delete(self, name: str, *, if_match: int | None = None) -> None:
         self._transport.request(

@@ -3,10 +3,13 @@
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx2
 
+from limbeck import bundles
+from limbeck.datasets import Datasets
 from limbeck.errors import ApiError, LimbeckError, ServiceUnreachable, WaitTimeout
 from limbeck.objects import Event, Job, JobStatus, Page, Point, Validation, problem, read
 from limbeck.paging import every, page
@@ -31,6 +34,25 @@ class Jobs:
         """
         headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
         response = self._transport.request("POST", "/jobs", json=spec, headers=headers, idempotent=True)
+        return read(Job, body(response))
+
+    def bundle(self, job: str | Job, path: Path | str) -> Path:
+        """Write the file `path`, a zip archive with all that is needed to train the job's student again."""
+        path = Path(path)
+        bundles.download(self._transport, _id(job), path)
+        return path
+
+    def rerun(self, job: str | Job | Path, *, idempotency_key: str | None = None) -> Job:
+        """Submit a job once more: one that the service has, by its id, or from the `Path` of a bundle.
+
+        Of a bundle the rows are uploaded first, unless the service has a dataset with their SHA-256. The request
+        carries an `Idempotency-Key`, as `submit` does.
+        """
+        if isinstance(job, Path):
+            spec = bundles.spec_on(bundles.read_bundle(job), Datasets(self._transport))
+            return self.submit(spec, idempotency_key=idempotency_key)
+        headers = {"Idempotency-Key": idempotency_key or str(uuid.uuid4())}
+        response = self._transport.request("POST", f"/jobs/{_id(job)}/rerun", headers=headers, idempotent=True)
         return read(Job, body(response))
 
     def validate(self, spec: Mapping[str, Any]) -> Validation:

@@ -45,8 +45,12 @@ def _value(kind: object, value: Any) -> Any:
         return datetime.fromisoformat(value)
     if kind == list[Problem] and isinstance(value, list):
         return [problem(item) for item in value]
+    if kind == list[FileCheck] and isinstance(value, list):
+        return [read(FileCheck, item) for item in value]
     if kind == JobError | None and isinstance(value, Mapping):
         return read(JobError, value)
+    if kind == list[TrafficArm] and isinstance(value, list):
+        return [read(TrafficArm, item) for item in value]
     return value
 
 
@@ -147,6 +151,7 @@ class Job:
     resolved_spec: Json = field(default_factory=dict, repr=False)
     started_at: datetime | None = None
     finished_at: datetime | None = None
+    rerun_of: str | None = None
     raw: Json = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -216,10 +221,72 @@ class Student:
 
 
 @dataclass(frozen=True)
+class Disagreement:
+    """A test row on which student and teacher differ. What is said and true has the shape of the task."""
+
+    row: int
+    """Its place among all of the student's disagreements, from 0."""
+    input: Any
+    truth: Any
+    """None: the row has no label."""
+    teacher: Any
+    student: Any
+    right: Literal["teacher", "student", "both", "neither"] | None = None
+    """Who made no mistake; None where nobody knows, or answers are numbers."""
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Economics:
+    """A month of a student against a month of its teacher's API. Amounts are in the currency of the prices given."""
+
+    student: str
+    terms: Json
+    """What was reckoned with, defaults included."""
+    teacher_cost_per_month: float
+    student_cost_per_month: float
+    saving_per_month: float
+    hosts: int
+    verdict: str
+    """The same in one sentence."""
+    capacity_calls_per_month: float | None = None
+    """Of one host."""
+    utilisation: float | None = None
+    break_even_calls_per_month: float | None = None
+    """From this volume on the student pays; None: at none."""
+    break_even_months: float | None = None
+    """Until the training is paid for; None: never."""
+    measured_on: Json | None = None
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
 class File:
     path: str
     sha256: str
     size: int
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """A file of a student as it was found; `problem` says what is wrong with one that is not `ok`."""
+
+    path: str
+    ok: bool
+    sha256: str | None = None
+    problem: str | None = None
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Whether a student is the one that was published. `found_hash` is over the files that were found."""
+
+    ok: bool
+    hash: str
+    found_hash: str
+    files: list[FileCheck]
     raw: Json = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -232,6 +299,11 @@ class Deployment:
     created_at: datetime
     updated_at: datetime
     gate: Json | None = None
+    canary: Json | None = None
+    shadow: Json | None = None
+    fallback: Json | None = None
+    auto: Json | None = None
+    capture: Json | None = None
     raw: Json = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -244,6 +316,64 @@ class DeploymentChange:
     at: datetime
     previous_student: str | None = None
     reason: str = ""
+    gate: Json | None = None
+    traffic: Json = field(default_factory=dict)
+    """The canary, shadow, fallback, auto and capture that there were after it."""
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class TrafficArm:
+    """What one arm (stable, canary, shadow or fallback) has seen. Rates are None where there is nothing to count."""
+
+    arm: str
+    student: str
+    calls: int
+    inputs: int
+    errors: int
+    error_rate: float | None = None
+    error_rate_lower_bound: float | None = None
+    error_rate_upper_bound: float | None = None
+    compared: int = 0
+    """Inputs that the stable student answered too."""
+    agreed: int = 0
+    agreement: float | None = None
+    agreement_lower_bound: float | None = None
+    agreement_upper_bound: float | None = None
+    p50_ms: float | None = None
+    p95_ms: float | None = None
+    p99_ms: float | None = None
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class DeploymentTraffic:
+    name: str
+    version: int
+    since: datetime
+    """When the deployment came to this version: what is counted came after it."""
+    arms: list[TrafficArm]
+    decision: Json | None = None
+    """`{"verdict", "reason"}` of `auto`."""
+    confidence: float = 0.95
+    """Of each bound."""
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """An input with its answer that a deployment's capture kept."""
+
+    id: str
+    student: str
+    arm: str
+    input: Any
+    answer: Any
+    created_at: datetime
+    label: Any = None
+    """The true answer, where somebody has told it."""
+    labelled_at: datetime | None = None
+    expires_at: datetime | None = None
     raw: Json = field(default_factory=dict, repr=False, compare=False)
 
 

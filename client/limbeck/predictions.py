@@ -1,10 +1,12 @@
-"""What /predict answers, for every kind of task, as frozen dataclasses."""
+"""What /predict answers, for every kind of task, as frozen dataclasses; and what was right instead."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from limbeck.errors import UnexpectedAnswer
+from limbeck.objects import Prediction, read
+from limbeck.transport import Transport, body
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,12 @@ class Predictions:
     """Of `Label`, `Entity` or `Span`, as the deployment's task has it."""
     student: str | None = None
     """The student that computed them."""
+    prediction_id: str | None = None
+    """Where the deployment's capture kept them; see `ids`."""
+    arm: str | None = None
+    """stable or canary."""
+    answered_by: str | None = None
+    """Where there is a fallback: student, mixed, teacher, or the id of the student that took over."""
     server_timing: str | None = None
     raw: Any = field(default=None, repr=False, compare=False)
 
@@ -61,6 +69,30 @@ class Predictions:
 
     def __getitem__(self, position: int) -> list[Any]:
         return self.data[position]
+
+    @property
+    def ids(self) -> list[str]:
+        """The id of each input, for `client.predictions.feedback`; empty where they were not kept."""
+        if self.prediction_id is None:
+            return []
+        if len(self.data) == 1:
+            return [self.prediction_id]
+        return [f"{self.prediction_id}.{position}" for position in range(len(self.data))]
+
+
+class CapturedPredictions:
+    """What deployments kept; `client.deployments.captures` lists it."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    def feedback(self, prediction: str | Prediction, label: Any) -> Prediction:
+        """Tell the true answer, as the label's column of the task would have it. A second one replaces the first."""
+        id_ = prediction if isinstance(prediction, str) else prediction.id
+        response = self._transport.request(
+            "POST", f"/predictions/{id_}/feedback", json={"label": label}, idempotent=True
+        )
+        return read(Prediction, body(response))
 
 
 def answers_of(answers: Any, *, single: bool) -> list[list[Label | Entity | Span]]:

@@ -1,20 +1,18 @@
 """Students: what is known of one, and a verified copy of its files."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx2
 
 from limbeck.errors import DownloadDamaged, LimbeckError, ServiceUnreachable
-from limbeck.objects import File, Json, Page, Student, read
+from limbeck.objects import Disagreement, Economics, File, Json, Page, Student, Verification, read
 from limbeck.paging import every, page
 from limbeck.transport import Transport, body
+from limbeck.verifying import MANIFEST, PLAIN, sha256, verify_folder
 
-MANIFEST = "manifest.json"
-# Plain names only: "..", absolute paths and drive letters are never published, and we would never write them.
-_PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(?:/[A-Za-z0-9_][A-Za-z0-9._-]*)*")
+_PATIENCE = 600.0  # the service reads every file before it answers
 
 
 class Students:
@@ -37,9 +35,75 @@ class Students:
         document = body(self._transport.request("GET", f"/students/{_id(student)}/report"))
         return dict(document)
 
+    def disagreements(
+        self,
+        student: str | Student,
+        *,
+        right: str | None = None,
+        truth: str | None = None,
+        after: int | None = None,
+        limit: int = 20,
+    ) -> Page[Disagreement]:
+        """The test rows on which it and its teacher differ, those first on which both were surest.
+
+        `right`: only those that teacher, student, both or neither got right. `truth`: only those with this label, tag
+        or answer. `after`: the `row` of the last one of the page before. The code is `no_disagreements` where the
+        artifact has none.
+        """
+        path = f"/students/{_id(student)}/disagreements"
+        return page(self._transport, path, Disagreement, right=right, truth=truth, after=after, limit=limit)
+
+    def economics(
+        self,
+        student: str | Student,
+        *,
+        calls_per_month: float,
+        host_cost_per_month: float,
+        price_per_call: float | None = None,
+        price_per_1k_tokens: float | None = None,
+        tokens_per_call: float | None = None,
+        training_cost: float | None = None,
+        fallback_coverage: float | None = None,
+    ) -> Economics:
+        """What it saves against its teacher's API, and from when on, in the currency of the prices.
+
+        Give `price_per_call`, or `price_per_1k_tokens` with `tokens_per_call`. `training_cost` defaults to what the
+        host costs for the job's time. `fallback_coverage`: the share of the calls that the student answers itself
+        (default 1); the others are paid at the teacher's price.
+        """
+        wanted = {
+            "calls_per_month": calls_per_month,
+            "host_cost_per_month": host_cost_per_month,
+            "price_per_call": price_per_call,
+            "price_per_1k_tokens": price_per_1k_tokens,
+            "tokens_per_call": tokens_per_call,
+            "training_cost": training_cost,
+            "fallback_coverage": fallback_coverage,
+        }
+        given = {name: value for name, value in wanted.items() if value is not None}
+        response = self._transport.request("GET", f"/students/{_id(student)}/economics", params=given)
+        return read(Economics, body(response))
+
     def files(self, student: str | Student) -> Sequence[File]:
         """Every file but `manifest.json`, which lists them too."""
         return page(self._transport, f"/students/{_id(student)}/files", File).data
+
+    def manifest(self, student: str | Student) -> Json:
+        """The manifest: where it comes from, and the SHA-256 of every file."""
+        response = self._transport.request("GET", f"/students/{_id(student)}/files/{MANIFEST}")
+        return dict(body(response))
+
+    def verify(self, student: str | Student | Path) -> Verification:
+        """Whether every file is the one that was published: in the service's store, or in the folder of this `Path`.
+
+        The service reads all files again; of a folder nobody is asked.
+        """
+        if isinstance(student, Path):
+            return verify_folder(student)
+        response = self._transport.request(
+            "POST", f"/students/{_id(student)}/verify", idempotent=True, read_timeout=_PATIENCE
+        )
+        return read(Verification, body(response))
 
     def download(
         self,
@@ -55,10 +119,10 @@ class Students:
         """
         folder = Path(folder)
         for file in self.files(student):
-            if not _PLAIN.fullmatch(file.path):
+            if not PLAIN.fullmatch(file.path):
                 raise LimbeckError(f"the service names a file {file.path!r}, which is not written anywhere")
             target = folder / file.path
-            fetched = not (target.is_file() and target.stat().st_size == file.size and _sha256(target) == file.sha256)
+            fetched = not (target.is_file() and target.stat().st_size == file.size and sha256(target) == file.sha256)
             if fetched:
                 self._fetch(_id(student), file.path, target, file.sha256)
             if on_file:
@@ -70,13 +134,13 @@ class Students:
     def delete(self, student: str | Student) -> None:
         self._transport.request("DELETE", f"/students/{_id(student)}")
 
-    def _fetch(self, student_id: str, path: str, target: Path, sha256: str | None) -> None:
+    def _fetch(self, student_id: str, path: str, target: Path, known: str | None) -> None:
         part = target.with_name(target.name + ".part")
         digest = hashlib.sha256()
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             with self._transport.stream(f"/students/{student_id}/files/{path}", read_timeout=60) as response:
-                expected = sha256 or response.headers.get("etag", "").strip('"') or None
+                expected = known or response.headers.get("etag", "").strip('"') or None
                 with part.open("wb") as file:
                     for chunk in response.iter_bytes(1 << 18):
                         digest.update(chunk)
@@ -94,8 +158,3 @@ class Students:
 
 def _id(student: str | Student) -> str:
     return student if isinstance(student, str) else student.id
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -10,7 +10,9 @@ The contract is larger than this version. What is named in it but cannot run yet
 
 from models.specs.base import MAX_LAYERS, MAX_LENGTH, Reserved, Spec, not_yet
 from models.specs.data import DatasetSpec, SplitByColumn, SplitByDataset, SplitByShare
-from models.specs.jobs import Export, GateSpec, JobSpec, Promote, ResolvedSpec, ResolvedStage, Resources, Stage
+from models.specs.deployments import Auto, Canary, Capture, DeploymentSpec, Fallback, Shadow, Traffic
+from models.specs.gates import GateSpec
+from models.specs.jobs import Evaluation, Export, JobSpec, Promote, ResolvedSpec, ResolvedStage, Resources, Stage
 from models.specs.methods import FitNets, Hinton, Method, MiniLM, Phase, TinyBERT, WithAttentionTransfer
 from models.specs.mismatches import FEATURES
 from models.specs.objectives import (
@@ -47,9 +49,15 @@ __all__ = [
     "ApiTeacher",
     "AttentionScores",
     "AttentionTransfer",
+    "Auto",
+    "Canary",
+    "Capture",
     "DatasetSpec",
+    "DeploymentSpec",
     "Embeddings",
+    "Evaluation",
     "Export",
+    "Fallback",
     "FeatureObjective",
     "FineTune",
     "FitNets",
@@ -77,6 +85,7 @@ __all__ = [
     "Resources",
     "Schedule",
     "SelfTeacher",
+    "Shadow",
     "SoftTargets",
     "Spec",
     "SplitByColumn",
@@ -93,6 +102,7 @@ __all__ = [
     "TextRegression",
     "TinyBERT",
     "TokenClassification",
+    "Traffic",
     "WithAttentionTransfer",
     "not_yet",
     "parse_job",

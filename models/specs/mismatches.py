@@ -30,6 +30,7 @@ def mismatches(spec: JobSpec, resolved: ResolvedSpec) -> list[Problem]:
         *_student_problems(spec, resolved),
         *_objective_problems(spec, resolved),
         *_gate_problems(spec),
+        *_export_problems(spec),
     ]
 
 
@@ -123,6 +124,22 @@ def _gate_problems(spec: JobSpec) -> Iterator[Problem]:
     ):
         message = "two numbers are never quite equal, so that there is no agreement; use max_drop"
         yield Problem("/promote/gate/min_agreement", message, "gate_unsupported")
+
+
+def _export_problems(spec: JobSpec) -> Iterator[Problem]:
+    if not spec.export.teacher:
+        return
+    message = None
+    if len(spec.teachers) > 1:
+        message = "several teachers are no single network to export; name one local teacher, or leave this out"
+    elif isinstance(spec.teachers[0], RecordedTeacher):
+        message = "recorded answers have no network to export; name a local teacher, or leave this out"
+    elif isinstance(spec.teachers[0], SelfTeacher):
+        message = (
+            "a student that teaches itself has no other network to export; name a local teacher, or leave this out"
+        )
+    if message is not None:
+        yield Problem("/export/teacher", message, "teacher_not_exportable")
 
 
 # --- where a part of the resolved spec stands in the one that was sent ------------------------------------------------

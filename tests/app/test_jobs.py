@@ -335,7 +335,7 @@ def test_a_locked_database_is_503_and_not_500(settings: Any) -> None:
         assert api.client.post("/jobs", json=document).status_code == 201
 
 
-@pytest.mark.parametrize("path", ["/jobs/job_1/pause", "/jobs/job_1/resume", "/jobs/job_1/rerun", "/webhooks"])
+@pytest.mark.parametrize("path", ["/jobs/job_1/pause", "/jobs/job_1/resume", "/webhooks"])
 def test_what_comes_later(api: Api, path: str) -> None:
     answer = api.client.post(path)
     assert (answer.status_code, answer.json()["code"]) == (501, "not_available_yet")

@@ -15,6 +15,7 @@ from models import deployments
 from models.answers import Kind
 from models.runtime import Runtime
 from models.settings import Settings
+from models.specs import DeploymentSpec
 from tests.app.conftest import Api, eventually, running
 from tests.factories import LABELS, tiny_rows
 from tests.students import published
@@ -248,13 +249,12 @@ class TestPut:
         assert api.client.put("/deployments/live", json={"student": two}, headers={"If-Match": "x"}).status_code == 422
         assert api.client.put("/deployments/live", json={"student": two}, headers={"If-Match": "*"}).status_code == 200
 
-    @pytest.mark.parametrize("field", ["canary", "shadow", "fallback", "auto", "capture", "cache", "gate", "override"])
-    def test_reserved_fields(self, api: Api, student_folder: Path, field: str) -> None:
-        body = {"student": api.student(student_folder), field: {"student": "st_1", "fraction": 0.1}}
+    def test_reserved_fields(self, api: Api, student_folder: Path) -> None:
+        body = {"student": api.student(student_folder), "cache": {"rows": 10}}
         answer = api.client.put("/deployments/live", json=body)
         assert (answer.status_code, answer.json()["code"]) == (422, "not_available_yet")
-        assert answer.json()["errors"][0]["pointer"] == f"/{field}"
-        assert api.client.put("/deployments/live", json=body | {field: None}).status_code == 201
+        assert answer.json()["errors"][0]["pointer"] == "/cache"
+        assert api.client.put("/deployments/live", json=body | {"cache": None}).status_code == 201
 
     @pytest.mark.parametrize("name", ["Live", "a_b", "-a", "a" * 64, "a.b", "..%2f"])
     def test_names(self, api: Api, name: str) -> None:
@@ -329,7 +329,9 @@ class TestAnotherReplica:
         for student in (two, one, two):
             time.sleep(0.3)
             with api.database.writing() as session:
-                deployments.put(session, owner="default", name="live", student_id=student, by="job_1")
+                deployments.put(
+                    session, owner="default", name="live", wanted=DeploymentSpec(student=student), by="job_1"
+                )
             began = time.monotonic()
             eventually(lambda wanted=student: answers[-1][1] == wanted)  # type: ignore[misc]
             assert time.monotonic() - began < 1
@@ -353,7 +355,7 @@ class TestAnotherReplica:
     def test_a_new_deployment_answers_at_once(self, api: Api, student_folder: Path) -> None:
         student = api.student(student_folder)
         with api.database.writing() as session:
-            deployments.put(session, owner="default", name="new", student_id=student, by="job_1")
+            deployments.put(session, owner="default", name="new", wanted=DeploymentSpec(student=student), by="job_1")
         assert api.client.post("/predict/new", json={"inputs": "a"}).status_code == 200
 
     def test_a_deleted_one_is_gone_within_a_second(self, api: Api, student_folder: Path) -> None:

@@ -154,8 +154,14 @@ class TestEveryRoute:
             "name": "production",
             "deployment": "production",
         }
-        made = api.client.put("/deployments/production", json={"student": ids["student_id"]})
+        made = api.client.put("/deployments/production", json={"student": ids["student_id"], "capture": {}})
         assert made.status_code == 201
+        captured = api.client.post("/predict/production", json={"inputs": "a"})
+        ids["prediction_id"] = captured.headers["X-Limbeck-Prediction"]
+        bodies: dict[str, dict[str, Any]] = {
+            "/predictions/{prediction_id}/feedback": {"label": "positive"},
+            "/deployments/{name}/captures/dataset": {},
+        }
         stranger = api.as_("read", "jobs", "deploy", "predict", owner="stranger")
         walked = 0
         for rule in Rules.of(api.app, max_body_bytes=1).all:
@@ -164,8 +170,11 @@ class TestEveryRoute:
             path = rule.path.replace("{path:path}", "config.json")
             for name, value in ids.items():
                 path = path.replace(f"{{{name}}}", value)
+            if path.endswith("/economics"):
+                path += "?price_per_call=1&calls_per_month=1&host_cost_per_month=1"
             for method in rule.methods:
                 body = {"inputs": "a"} if rule.permission == "predict" else {"student": ids["student_id"]}
+                body = bodies.get(rule.path, body)
                 answer = stranger.request(method, path, json=body if method in {"PUT", "POST"} else None)
                 if answer.status_code == 501:
                     continue

@@ -278,6 +278,29 @@ class TestFolders:
             store.open_file(KEY, "config.json")
         assert store.list("students") == []
 
+    def test_inspection_reads_the_store_itself(self, store: Store, url: str, tmp_path: Path) -> None:
+        manifest = store.publish(artifact(tmp_path / "a"), KEY)
+        store.fetch_folder(KEY)
+        found = store.inspect(KEY, manifest)
+        assert {one.path for one in found} == {*manifest.files, MANIFEST}
+        assert [one.problem for one in found if one.problem] == []
+        assert {one.path: one.sha256 for one in found if one.path != MANIFEST} == {
+            name: entry.sha256 for name, entry in manifest.files.items()
+        }
+        files, root = fsspec.core.url_to_fs(url)
+        files.pipe_file(f"{root}/{KEY}/config.json", b"[]")
+        files.rm_file(f"{root}/{KEY}/more/notes.txt")
+        files.pipe_file(f"{root}/{KEY}/extra.txt", b"")
+        files.pipe_file(f"{root}/{KEY}/{MANIFEST}", b"{}")
+        problems = {one.path: one.problem for one in store.inspect(KEY, manifest) if one.problem}
+        assert problems == {
+            "config.json": "is not the file that was published",
+            "more/notes.txt": "is missing",
+            "extra.txt": "is not in the manifest",
+            MANIFEST: "is not the manifest that was published",
+        }
+        assert {one.problem for one in store.inspect("students/st_none", manifest)} == {"is missing"}
+
     def test_delete_leaves_nothing(self, store: Store, url: str, tmp_path: Path) -> None:
         other = "students/st_01234567890"
         store.publish(artifact(tmp_path / "a"), KEY)

@@ -5,17 +5,18 @@ from typing import Any
 import pytest
 
 from models import specs
-from models.prerequisites import _task_columns
+from models.prerequisites import _columns
 
 
-def columns(task: dict[str, Any], *teachers: dict[str, Any]) -> list[tuple[str, str]]:
+def columns(task: dict[str, Any], *teachers: dict[str, Any], **more: Any) -> list[tuple[str, str]]:
     body = {
         "task": task,
         "dataset": {"id": "ds_1"},
         "teachers": list(teachers) or [{"kind": "local", "model": "file:teacher"}],
         "student": {"kind": "pretrained", "model": "file:student"},
+        **more,
     }
-    return list(_task_columns(specs.parse_job(body)))
+    return list(_columns(specs.parse_job(body)))
 
 
 @pytest.mark.parametrize(
@@ -38,3 +39,9 @@ def test_recorded_answers() -> None:
     task = {"kind": "text-classification", "text": "a", "label": "b"}
     recorded = [{"kind": "recorded", "logits": "z"}, {"kind": "recorded", "probabilities": "p"}]
     assert columns(task, *recorded)[2:] == [("/teachers/0/logits", "z"), ("/teachers/1/probabilities", "p")]
+
+
+def test_slices() -> None:
+    task = {"kind": "text-classification", "text": "a", "label": "b"}
+    named = columns(task, evaluation={"slices": ["language", "source"]})[2:]
+    assert named == [("/evaluation/slices/0", "language"), ("/evaluation/slices/1", "source")]

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from models.errors import Invalid
-from models.specs import JobSpec, ResolvedSpec, parse_job, resolve
+from models.specs import DeploymentSpec, Fallback, JobSpec, ResolvedSpec, Traffic, parse_job, resolve
 
 LEAST: dict[str, Any] = {
     "task": {"kind": "text-classification", "text": "text", "label": "label"},
@@ -178,8 +179,20 @@ class TestProblems:
             ({"stages": [{"student": LEAST["student"]}]}, ("/student", "ambiguous")),
             ({"promote": {"deployment": "Not OK"}}, ("/promote/deployment", "invalid")),
             (
-                {"promote": {"deployment": "ok", "gate": {"max_bytes": 5}}},
-                ("/promote/gate/max_bytes", "not_available_yet"),
+                {"promote": {"deployment": "ok", "gate": {"max_bytes": 0}}},
+                ("/promote/gate/max_bytes", "invalid"),
+            ),
+            (
+                {"export": {"teacher": True}, "teachers": [LOCAL, LOCAL]},
+                ("/export/teacher", "teacher_not_exportable"),
+            ),
+            (
+                {"export": {"teacher": True}, "teachers": [RECORDED]},
+                ("/export/teacher", "teacher_not_exportable"),
+            ),
+            (
+                {"export": {"teacher": True}, "teachers": [{"kind": "self", "ema": 0.9, "model": "package:x/y"}]},
+                ("/export/teacher", "teacher_not_exportable"),
             ),
             ({"resources": {"gpus": 2}}, ("/resources/gpus", "not_available_yet")),
             ({"webhook": {"url": "https://example.org"}}, ("/webhook", "not_available_yet")),
@@ -189,6 +202,9 @@ class TestProblems:
     )
     def test_one(self, change: dict[str, Any], problem: tuple[str, str]) -> None:
         assert problem in found({**LEAST, **change})
+
+    def test_a_local_teacher_is_exported(self) -> None:
+        assert resolved({**LEAST, "export": {"teacher": True}}).export.teacher
 
     def test_one_problem_names_its_place(self) -> None:
         with pytest.raises(Invalid) as caught:
@@ -205,3 +221,49 @@ class TestProblems:
     def test_nonsense_is_never_anything_but_invalid(self, document: Any) -> None:
         with pytest.raises(Invalid):
             parse_job(document)
+
+
+class TestDeployments:
+    def test_a_student_is_enough(self) -> None:
+        spec = DeploymentSpec.model_validate({"student": "st_1"})
+        assert spec.model_dump(exclude_none=True) == {"student": "st_1"}
+
+    @pytest.mark.parametrize(
+        ("fallback", "target"),
+        [
+            ({"threshold": 0.5}, None),
+            ({"target_accuracy": 0.9}, ("accuracy", 0.9)),
+            ({"to": "st_1", "target_agreement": 0.8}, ("agreement", 0.8)),
+            # As it is shown once the target was looked up.
+            ({"threshold": 0.5, "target_accuracy": 0.9, "expected_coverage": 0.7}, ("accuracy", 0.9)),
+        ],
+    )
+    def test_when_a_fallback_answers(self, fallback: dict[str, Any], target: Any) -> None:
+        assert Fallback(**fallback).target == target
+
+    @pytest.mark.parametrize(
+        "fallback",
+        [
+            {},
+            {"threshold": 0.5, "target_accuracy": 0.9},
+            {"target_agreement": 0.9, "target_accuracy": 0.9},
+            {"threshold": 0.5, "expected_coverage": 0.7},
+        ],
+    )
+    def test_one_way_to_say_when(self, fallback: dict[str, Any]) -> None:
+        with pytest.raises(ValidationError, match="give one of threshold, target_accuracy and target_agreement"):
+            Fallback(**fallback)
+
+    @pytest.mark.parametrize("part", ["canary", "shadow"])
+    def test_auto_needs_somebody_to_decide_about(self, part: str) -> None:
+        candidate = {part: {"student": "st_1", "fraction": 0.5}}
+        assert Traffic.model_validate({"auto": {}, **candidate}).auto is not None
+        with pytest.raises(ValidationError) as caught:
+            Traffic.model_validate({"auto": {}})
+        (error,) = caught.value.errors()
+        assert (error["loc"], error["type"]) == (("auto",), "auto_without_candidate")
+
+    def test_a_broken_canary_is_one_problem(self) -> None:
+        with pytest.raises(ValidationError) as caught:
+            Traffic.model_validate({"auto": {}, "canary": {"student": "st_1", "fraction": 5}})
+        assert [error["loc"] for error in caught.value.errors()] == [("canary", "fraction")]

@@ -29,7 +29,7 @@ def hear() -> dict[str, Any]:
     return heard
 
 
-def publish() -> NoReturn:
+def publish(*, teacher: bool = False) -> NoReturn:
     folder = work / "student"
     folder.mkdir()
     (folder / "config.json").write_text("{}")
@@ -43,8 +43,16 @@ def publish() -> NoReturn:
     }
     (folder / "report.json").write_text(json.dumps(report))
     write_manifest(folder, kind="student", labels=["a", "b"])
-    say(type="result", folder=str(folder))
+    say(type="result", folder=str(folder), teacher=export_teacher() if teacher else None)
     sys.exit(0)
+
+
+def export_teacher() -> str:
+    folder = work / "teacher"
+    folder.mkdir()
+    (folder / "config.json").write_text('{"a": "teacher"}')
+    write_manifest(folder, kind="teacher", labels=["a", "b"])
+    return str(folder)
 
 
 def wait_for_stop() -> NoReturn:
@@ -54,7 +62,7 @@ def wait_for_stop() -> NoReturn:
     sys.exit(0)
 
 
-def main() -> None:  # noqa: C901 - a list of things to do
+def main() -> None:  # noqa: C901, PLR0912 - a list of things to do
     global work  # noqa: PLW0603
     assignment = hear()
     work = Path(assignment["work"])
@@ -67,6 +75,12 @@ def main() -> None:  # noqa: C901 - a list of things to do
     match assignment["spec"]["name"]:
         case "succeed":
             publish()
+        case "succeed with a teacher":
+            publish(teacher=True)
+        case "finish anyway with a teacher":
+            while hear().get("stop") is None:
+                pass
+            publish(teacher=True)
         case "babble":
             sys.stdout.write("I am a library and I print.\n" + "x" * 3_000_000 + "\n{}\n")
             publish()

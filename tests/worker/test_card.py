@@ -20,6 +20,7 @@ from transformers import (
 from models.specs import ResolvedSpec, parse_job, resolve
 from tests.factories import LABELS, tiny_config, tiny_tokenizer
 from worker import card, export
+from worker.provenance import Provenance, section
 
 COLUMNS: dict[str, dict[str, Any]] = {
     "text-classification": {"text": "text", "label": "label"},
@@ -55,7 +56,14 @@ def spec(kind: str = "text-classification", **more: Any) -> ResolvedSpec:
 
 def report(kind: str = "text-classification", **more: Any) -> dict[str, Any]:
     labelled = kind in {"text-classification", "token-classification"}
-    row = {"label": LABELS[0], "precision": 0.5, "recall": 0.25, "f1": 1 / 3, "support": 1234}
+    row = {
+        "label": LABELS[0],
+        "precision": 0.5,
+        "recall": 0.25,
+        "f1": 1 / 3,
+        "support": 1234,
+        "recall_interval": [0.226, 0.2751] if kind == "text-classification" else None,
+    }
     arm = {
         **SCORES[kind],
         "accuracy_interval": [0.86, 0.89] if kind == "text-classification" else None,
@@ -78,6 +86,8 @@ def report(kind: str = "text-classification", **more: Any) -> dict[str, Any]:
         "precision": {"served": "fp32", "reason": "The job asks for fp32."},
         "gate": {"passed": True, "checks": [{"reason": "At 95 % confidence it holds."}]},
         "host": {"cpu": "a processor", "cores": 2, "device": "cpu"},
+        "slices": [],
+        "warnings": [],
         **more,
     }
 
@@ -140,9 +150,46 @@ class TestCard:
         assert [row[0] for row in table(text)[2:]] == ["teacher", "distilled", "untrained"]
         assert "gate" not in text.split("## How it was made")[0]
 
+    def test_labels_have_the_interval_of_their_recall(self) -> None:
+        assert "| negative | 0.500 | 0.250 | 0.226 – 0.275 | 0.333 | 1,234 |" in card.card(report(), spec())
+        words = card.card(report("token-classification"), spec("token-classification"))
+        assert "| negative | 0.500 | 0.250 |  | 0.333 | 1,234 |" in words
+
+    def test_what_the_job_warned_of_stands_there(self) -> None:
+        warning = {"code": "leaking_rows_dropped", "message": "5 rows stand on | both sides"}
+        text = card.card(report(warnings=[warning]), spec())
+        assert "What the job warned of:\n\n- 5 rows stand on \\| both sides\n" in text
+        assert "warned" not in card.card(report(), spec())
+
+    def test_the_slices_where_most_is_lost(self) -> None:
+        def part(value: str, drop: float | None) -> dict[str, Any]:
+            interval = (
+                None if drop is None else {"value": drop, "low": drop - 0.05, "high": drop + 0.05, "confidence": 0.9}
+            )
+            return {
+                "name": "source",
+                "value": value,
+                "rows": 1500,
+                "arms": {"teacher": 0.9, "distilled": 0.875},
+                "drop": interval,
+            }
+
+        parts = [part(str(place), 0.01 * place) for place in range(-1, 7)] + [part("few", None)]
+        text = card.card(report(slices=parts), spec())
+        assert "5 of 9 parts of the test rows; 1 of them have too few rows for an interval." in text
+        lines = text.split("| part |")[1].split("\n\n")[0].splitlines()
+        assert lines[0].split(" | ")[-2:] == ["drop, points", "90 % interval |"]
+        assert [line.split(" | ")[0] for line in lines[2:]] == [f"| source: {place}" for place in (6, 5, 4, 3, 2)]
+        assert lines[2] == "| source: 6 | 1,500 | 90.0 % | 87.5 % | 6.0 | 1.0 to 11.0 |"
+        assert lines[-1].endswith("| 2.0 | −3.0 to 7.0 |")
+        assert "| part |" not in card.card(report(slices=[part("a", 0.0), part("b", -0.1), part("c", None)]), spec())
+
     def test_it_is_written_into_the_folder(self, tmp_path: Path) -> None:
-        card.write_card(tmp_path, report(), spec())
-        assert (tmp_path / "README.md").read_text("utf-8") == card.card(report(), spec())
+        made = Provenance([], [], {}, {"seed": 0}, {}, {"cpu": "a", "cores": 2, "threads": 1, "gpu": None}, "0" * 64)
+        card.write_card(tmp_path, report(), spec(), made)
+        text = (tmp_path / "README.md").read_text("utf-8")
+        assert text.startswith(card.card(report(), spec()))
+        assert text.endswith(section(made))
 
 
 def code(text: str, language: str) -> list[str]:

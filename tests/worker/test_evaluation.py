@@ -22,7 +22,7 @@ from tests.factories import LABELS, parquet, tiny_tokenizer
 from worker import evaluation
 from worker.data import Answers, Encoded
 from worker.measuring import Choice, Latency, Measured
-from worker.statistics import agreement_bound
+from worker.statistics import agreement_bound, metric_bound, share_interval
 from worker.tasks import for_task
 from worker.tasks.base import Split, TaskKind
 
@@ -135,7 +135,7 @@ class TestReport:
         assert json.loads(json.dumps(report, allow_nan=False)) == report
         assert set(report) == {
             "format", "verdict", "metric", "rows", "labels", "arms", "others", "constant", "control_reason",
-            "comparisons", "precision", "gate", "counters", "seconds", "warnings", "host",
+            "comparisons", "slices", "cascade", "precision", "gate", "counters", "seconds", "warnings", "host",
         }  # fmt: skip
         assert report["metric"] == "accuracy"
         assert set(report["arms"]) == {"teacher", "distilled", "control", "untrained"}
@@ -147,13 +147,28 @@ class TestReport:
         assert distilled["precisions"]["fp32"]["agreement_with_fp32"] == 1.0
         assert distilled["precisions"]["fp32"]["accuracy"] == distilled["precisions"]["fp32"]["score"] == 0.88
         assert distilled["divergence"] > 0
+        assert distilled["score_lower_bound"] == pytest.approx(agreement_bound(1760, 2000))
         assert [row["support"] for row in distilled["per_class"]] == [667, 667, 666]
+        for row in distilled["per_class"]:
+            assert row["recall_interval"] == pytest.approx(
+                share_interval(round(row["recall"] * row["support"]), row["support"])
+            )
+            assert row["recall_interval"][0] < row["recall"] < row["recall_interval"][1]
+        assert (report["slices"], report["cascade"]) == ([], None)
         assert report["arms"]["teacher"]["agreement"] is None
         assert report["comparisons"]["drop"]["value"] == pytest.approx(0.02)
         assert report["comparisons"]["gain_over_control"]["value"] == pytest.approx(0.03)
         assert report["comparisons"]["mcnemar_p"]["distilled_against_control"] < 1e-6
         assert report["warnings"] == [{"code": "a_code", "message": "a sentence"}]
         assert report["host"]["cores"] >= 1
+
+    def test_every_field_is_explained(self) -> None:
+        report = a_report(teacher=1800, distilled=1760, control=1700, direct=1740)
+        distilled, comparisons = report["arms"]["distilled"], report["comparisons"]
+        fields = {*report, *distilled, *comparisons, *comparisons["drop"], *comparisons["mcnemar_p"]}
+        fields |= {*distilled["per_class"][0], *distilled["precisions"]["fp32"], *report["precision"], *report["host"]}
+        explained = (Path(__file__).parents[2] / "docs" / "report.md").read_text("utf-8")
+        assert not {field for field in fields if f"`{field}`" not in explained}
 
     def test_other_networks_stand_beside_the_arms(self) -> None:
         report = a_report(teacher=1800, distilled=1760, control=1700, direct=1740, generation=1780)
@@ -201,6 +216,8 @@ class TestArm:
         for name in ("accuracy_interval", "calibration_error", "agreement", "agreement_lower_bound", "divergence"):
             assert arm[name] is None
         assert arm["per_class"] == []
+        # Four rows in a line: the bootstrap sees nothing else, and the floor is all that is left.
+        assert arm["score_lower_bound"] == pytest.approx(0.05 ** (1 / 4))
         assert arm["precisions"]["fp32"]["score"] == pytest.approx(1.0)
         assert "accuracy" not in arm["precisions"]["fp32"]
         assert arm["precisions"]["fp32"]["agreement_with_fp32"] is None
@@ -213,6 +230,11 @@ class TestArm:
         arm = evaluation.arm(MANY, {"fp32": student}, split(targets), LABELS, teacher=teacher)
         # Five labels are found, and one that is not there.
         assert arm["micro_f1"] == arm["score"] == pytest.approx(10 / 11)
+        expected = metric_bound(MANY.statistics(student.predictions, split(targets)), MANY.metric)
+        assert arm["score_lower_bound"] == expected < arm["score"]
+        assert [row["recall_interval"] for row in arm["per_class"]] == [
+            pytest.approx(share_interval(right, right)) for right in (2, 2, 1)
+        ]
         assert arm["agreement"] == 0.75
         assert arm["accuracy_interval"][0] < 0.75 < arm["accuracy_interval"][1]
         assert arm["calibration_error"] is None
@@ -238,6 +260,7 @@ class TestArm:
         arm = evaluation.arm(words, {"fp32": student}, data.test, data.labels, teacher=teacher)
         # One entity of 16 is not found: precision 1, recall 15/16.
         assert arm["f1"] == arm["score"] == pytest.approx(30 / 31)
+        assert [(row["support"], row["recall_interval"]) for row in arm["per_class"]] == [(16, None)]
         assert arm["agreement"] == pytest.approx(7 / 8)
         assert arm["divergence"] == pytest.approx(0)
         assert arm["accuracy_interval"] is None
@@ -298,6 +321,18 @@ class TestCompare:
         assert compared["gain_over_control"]["value"] == pytest.approx(0.05)
         assert compared["others"]["direct"] == compared["gain_over_control"]
 
+    def test_whether_the_control_answers_every_row_alike(self) -> None:
+        def same(distilled: int, control: int | None) -> Any:
+            return a_report(teacher=1800, distilled=distilled, control=control)["comparisons"]["same_as_control"]
+
+        assert (same(1760, 1760), same(1760, 1759), same(1760, None)) == (True, False, None)
+
+    def test_numbers_are_alike_where_they_are_equal(self) -> None:
+        numbers = np.arange(30, dtype=np.float32)
+        for control, alike in ((numbers.copy(), True), (numbers + 1e-3, False)):
+            compared = evaluation.compare(NUMBERS, split(numbers), teacher=numbers, distilled=numbers, control=control)
+            assert compared["same_as_control"] is alike
+
     def test_numbers_are_neither_right_nor_wrong(self) -> None:
         numbers = np.arange(30, dtype=np.float32)
         test = split(numbers)
@@ -327,6 +362,19 @@ class TestVerdict:
 
     def test_distillation_that_hurt(self) -> None:
         assert "distillation hurt" in a_report(teacher=1800, distilled=1700, control=1760)["verdict"]
+
+    def test_distillation_that_changed_nothing(self) -> None:
+        verdict = a_report(teacher=1800, distilled=1760, control=1760)["verdict"]
+        assert verdict.endswith(
+            "between distillation and training on the labels alone there is no difference: they answer every test row "
+            "alike."
+        )
+        # As many rows right, but not the same ones, is another thing.
+        shifted = np.roll(correct(2000, 1760), 3)
+        compared = evaluation.compare(
+            TEXTS, split(truth(2000)), teacher=truth(2000), distilled=correct(2000, 1760), control=shifted
+        )
+        assert not compared["same_as_control"]
 
     def test_no_control(self) -> None:
         verdict = a_report(teacher=1800, distilled=1760, control=None)["verdict"]

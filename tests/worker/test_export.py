@@ -22,7 +22,7 @@ from transformers import (
     RobertaForSequenceClassification,
 )
 
-from models.artifacts import verify
+from models.artifacts import Origin, verify
 from models.errors import ArtifactDamaged, JobFailure
 from models.inputs import Pair, Question, Words
 from models.references import locate, parse
@@ -66,6 +66,15 @@ def spec(**more: Any) -> ResolvedSpec:
 
 TASK = spec().task
 REPORT = {"format": 1, "precision": {"served": "fp32"}}
+MADE: dict[str, Any] = {
+    "served": "fp32",
+    "data": {"test": "0" * 64},
+    "teachers": [Origin(reference="hub:a/b@main", identity="1" * 64, checkpoint="2" * 64, license="mit")],
+    "bases": [Origin(reference="file:c", identity="3" * 64, checkpoint="3" * 64)],
+    "seeds": {"seed": 0},
+    "versions": {"onnxruntime": "1.23"},
+    "hardware": {"device": "cpu", "cpu": "a processor", "cores": 2, "threads": 1, "gpu": None},
+}
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +199,35 @@ class TestQuantize:
         expected = logits_of(fp32, TEXTS)
         assert np.abs(logits_of(int8, TEXTS) - expected).max() < 0.1 * np.abs(expected).max()
 
+    def test_calibrated_it_is_nearly_the_same_too(self, made: Path, tmp_path: Path) -> None:
+        path = tmp_path / "calibrated.onnx"
+        export.calibrate(made, TEXTS[:20], path)
+        fp32, int8 = Runtime.open(made, precision="fp32"), Runtime.open(made, precision="int8", network=path)
+        assert int8.bytes == path.stat().st_size < 0.8 * fp32.bytes
+        operators = {node.op_type for node in onnx.load(path).graph.node}
+        assert "QuantizeLinear" in operators
+        assert "DynamicQuantizeLinear" not in operators
+        expected = logits_of(fp32, TEXTS[20:])
+        assert np.abs(logits_of(int8, TEXTS[20:]) - expected).max() < 0.2 * np.abs(expected).max()
+
+    def test_what_cannot_be_quantized_is_a_failure_with_a_code(self, student: Path, tmp_path: Path) -> None:
+        (student / "student.onnx").write_bytes(b"no network")
+        for make in (lambda: export.quantize(student), lambda: export.calibrate(student, TEXTS, tmp_path / "x.onnx")):
+            with pytest.raises(JobFailure) as caught:
+                make()
+            assert caught.value.code == "quantization_failed"
+
+
+class TestFinishTeacher:
+    def test_it_is_an_artifact_that_serves(self, student: Path) -> None:
+        (student / "student.int8.onnx").unlink()
+        manifest = export.finish_teacher(student, TEXTS, TASK)
+        assert verify(student) == manifest
+        assert (manifest.kind, manifest.precision, manifest.labels) == ("teacher", "fp32", list(LABELS))
+        runtime = Runtime.open(student)
+        runtime.check_golden()
+        assert (runtime.precision, runtime.labels) == ("fp32", LABELS)
+
 
 class TestCheck:
     def test_the_same_network_passes(self, made: Path) -> None:
@@ -243,9 +281,8 @@ class TestWriteGolden:
 class TestFinish:
     def test_it_is_an_artifact(self, student: Path) -> None:
         rows = [{"text": "a", "label": "positive"}]
-        manifest = export.finish(
-            student, REPORT, spec(), data={"test": "0" * 64}, teacher={"model": "hub:a/b"}, disagreements=rows
-        )
+        assert export.write_report(student, REPORT, rows) == student / "report.json"
+        manifest = export.finish(student, spec(), **MADE)
         assert verify(student) == manifest
         assert set(manifest.files) == {
             "config.json", "disagreements.json", "golden.json", "model.safetensors", "report.json",
@@ -254,7 +291,10 @@ class TestFinish:
         assert (manifest.kind, manifest.task, manifest.precision) == ("student", "text-classification", "fp32")
         assert (manifest.labels, manifest.max_length) == (list(LABELS), 24)
         assert ResolvedSpec.model_validate(manifest.spec) == spec()
-        assert manifest.versions["onnxruntime"]
+        assert (manifest.teachers, manifest.bases, manifest.loss_convention) == (MADE["teachers"], MADE["bases"], 1)
+        assert (manifest.data, manifest.seeds) == (MADE["data"], MADE["seeds"])
+        assert (manifest.versions, manifest.hardware) == (MADE["versions"], MADE["hardware"])
+        assert json.loads((student / "disagreements.json").read_text("utf-8"))["rows"] == rows
         assert json.loads((student / "report.json").read_text("utf-8")) == REPORT
         assert Runtime.open(student).precision == "fp32"
 
@@ -263,7 +303,7 @@ class TestFinish:
         golden["examples"][3]["answers"]["fp32"][0][0][0] += 0.01
         (student / "golden.json").write_text(json.dumps(golden), "utf-8")
         with pytest.raises(ArtifactDamaged):
-            export.finish(student, REPORT, spec(), data={}, teacher={})
+            export.finish(student, spec(), **MADE)
         assert not (student / "manifest.json").exists()
 
 

@@ -1,12 +1,18 @@
 """Answers and latencies by the runtime that serves, and which precision that is."""
 
+import json
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
+from onnx import numpy_helper
 from transformers import BertTokenizer
 
+from models.errors import ArtifactDamaged
 from models.runtime import Runtime
 from models.specs import TextClassification, TextRegression
 from tests.factories import LABELS, tiny_network, tiny_rows, tiny_tokenizer
@@ -14,7 +20,7 @@ from worker import export, measuring
 from worker.data import Answers, Encoded
 from worker.measuring import Choice, Latency, Measured, choose_precision
 from worker.tasks import for_task
-from worker.tasks.base import TaskKind
+from worker.tasks.base import Split, TaskKind
 
 INPUTS: list[Any] = list(tiny_rows(50)[0])
 TASK = TextClassification(kind="text-classification", text="text", label="label", max_length=24)
@@ -34,34 +40,104 @@ def labelled(predictions: list[int], p50: float = 1.0) -> Measured:
     return measured(TEXTS, 3 * np.eye(3)[predictions], p50)
 
 
+def rows_of(truth: Any) -> Split:
+    """Validation rows of which `truth` is true."""
+    return Split(["a text"] * len(truth), np.asarray(truth), np.ones(len(truth), np.bool_))
+
+
 class TestChoosePrecision:
     SAME = [0, 1, 2] * 100
+    ROWS = rows_of(SAME)
 
     def test_int8_is_served_where_it_agrees_and_is_faster(self) -> None:
-        choice = choose_precision("auto", TEXTS, {"fp32": labelled(self.SAME, 2.0), "int8": labelled(self.SAME, 1.0)})
-        assert choice.served == "int8"
-        assert "100.0 %" in choice.reason
+        both: Any = {"fp32": labelled(self.SAME, 2.0), "int8-dynamic": labelled(self.SAME, 1.0)}
+        choice = choose_precision("auto", TEXTS, self.ROWS, both)
+        assert (choice.served, choice.int8) == ("int8", "int8-dynamic")
+        assert "100.0 % of the validation rows" in choice.reason
         assert "1.00 ms against 2.00 ms" in choice.reason
+        assert choice.candidates["fp32"] == {"score": 1.0, "bytes": 100, "p50_ms": 2.0, "refused": None}
+        assert choice.candidates["int8-dynamic"]["agreement_with_fp32"] == 1.0
+        assert choice.candidates["int8-dynamic"]["loss"]["value"] == 0
+        json.dumps(asdict(choice), allow_nan=False)
 
     @pytest.mark.parametrize(("wrong", "served"), [(4, "int8"), (5, "fp32")])
     def test_agreement_is_asked_for_exactly(self, wrong: int, served: str) -> None:
+        # Rows on which both are wrong, in different ways: agreement falls and accuracy does not.
+        rows = rows_of([(label + 2) % 3 for label in self.SAME[:wrong]] + self.SAME[wrong:])
         other = [(label + 1) % 3 for label in self.SAME[:wrong]] + self.SAME[wrong:]
-        choice = choose_precision("auto", TEXTS, {"fp32": labelled(self.SAME, 2.0), "int8": labelled(other, 1.0)})
+        choice = choose_precision(
+            "auto", TEXTS, rows, {"fp32": labelled(self.SAME, 2.0), "int8-dynamic": labelled(other, 1.0)}
+        )
         assert choice.served == served
         assert f"{100 * (1 - wrong / 300):.1f} %" in choice.reason
+        assert choice.int8 == "int8-dynamic"
+
+    def test_a_significant_loss_is_not_served_however_well_it_agrees(self) -> None:
+        truth = self.SAME * 10
+        other = [(label + 1) % 3 for label in truth[:30]] + truth[30:]
+        choice = choose_precision(
+            "auto", TEXTS, rows_of(truth), {"fp32": labelled(truth, 2.0), "int8-dynamic": labelled(other, 1.0)}
+        )
+        assert choice.served == "fp32"
+        assert "99.0 %" in choice.reason
+        assert "but loses 0.0100 accuracy (95 % interval 0.00" in choice.reason
+        assert choice.candidates["int8-dynamic"]["refused"] == choice.reason
+
+    def test_a_gain_or_a_loss_that_may_be_chance_is_served(self) -> None:
+        truth = self.SAME * 10
+        other = [(label + 1) % 3 for label in truth[:2]] + truth[2:]
+        both = labelled(truth, 2.0), labelled(other, 1.0)
+        for fp32, int8 in (both, (replace(both[1], latency=both[0].latency), labelled(truth, 1.0))):
+            measured: Any = {"fp32": fp32, "int8-dynamic": int8}
+            assert choose_precision("auto", TEXTS, rows_of(truth), measured).served == "int8"
 
     def test_a_slower_int8_is_not_served(self) -> None:
-        choice = choose_precision("auto", TEXTS, {"fp32": labelled(self.SAME, 1.0), "int8": labelled(self.SAME, 1.0)})
+        both: Any = {"fp32": labelled(self.SAME, 1.0), "int8-dynamic": labelled(self.SAME, 1.0)}
+        choice = choose_precision("auto", TEXTS, self.ROWS, both)
         assert choice.served == "fp32"
         assert "not faster" in choice.reason
 
+    @pytest.mark.parametrize(
+        ("dynamic", "static", "kept"),
+        [(1.0, 0.85, "int8-static"), (1.0, 0.95, "int8-dynamic"), (3.0, 1.9, "int8-static"), (3.0, 3.0, None)],
+    )
+    def test_calibration_is_served_where_it_is_clearly_faster(
+        self, dynamic: float, static: float, kept: str | None
+    ) -> None:
+        measured: Any = {
+            "fp32": labelled(self.SAME, 2.0),
+            "int8-dynamic": labelled(self.SAME, dynamic),
+            "int8-static": labelled(self.SAME, static),
+        }
+        choice = choose_precision("auto", TEXTS, self.ROWS, measured)
+        assert choice.served == ("fp32" if kept is None else "int8")
+        assert choice.int8 == (kept or "int8-dynamic")
+
+    def test_calibration_that_disagrees_leaves_the_other(self) -> None:
+        measured: Any = {
+            "fp32": labelled(self.SAME, 2.0),
+            "int8-dynamic": labelled(self.SAME, 1.0),
+            "int8-static": labelled([0] * 300, 0.1),
+        }
+        choice = choose_precision("auto", TEXTS, self.ROWS, measured)
+        assert (choice.served, choice.int8) == ("int8", "int8-dynamic")
+        assert "calibrated int8 agrees with fp32 on 33.3 %" in choice.candidates["int8-static"]["refused"]
+
     @pytest.mark.parametrize("asked", ["fp32", "int8"])
     def test_the_spec_has_the_last_word(self, asked: Any) -> None:
-        both = {"fp32": labelled(self.SAME, 1.0), "int8": labelled([0] * 300, 9.0)}
-        assert choose_precision(asked, TEXTS, both) == Choice(asked, f"The job asks for {asked}.")  # type: ignore[arg-type]
+        both: Any = {"fp32": labelled(self.SAME, 1.0), "int8-dynamic": labelled([0] * 300, 9.0)}
+        choice = choose_precision(asked, TEXTS, self.ROWS, both)
+        assert choice.served == asked
+        assert choice.reason.startswith(f"The job asks for {asked}.")
+        assert ("By itself it would not be served: int8 agrees with fp32 on 33.3 %" in choice.reason) is (
+            asked == "int8"
+        )
 
-    def test_without_int8(self) -> None:
-        assert choose_precision("auto", TEXTS, {"fp32": labelled(self.SAME)}).served == "fp32"
+    @pytest.mark.parametrize("asked", ["auto", "int8"])
+    def test_without_int8(self, asked: Any) -> None:
+        choice = choose_precision(asked, TEXTS, self.ROWS, {"fp32": labelled(self.SAME)})
+        assert (choice.served, choice.int8) == ("fp32", None)
+        assert choice.reason == "fp32 is served, for int8 was not measured."
 
     @pytest.mark.parametrize(
         ("change", "served", "words"),
@@ -75,7 +151,8 @@ class TestChoosePrecision:
     def test_numbers_rise_and_fall_together(self, change: Any, served: str, words: str) -> None:
         numbers = np.linspace(0, 5, 200)
         fp32, int8 = measured(NUMBERS, numbers[:, None], 2.0), measured(NUMBERS, change(numbers)[:, None], 1.0)
-        choice = choose_precision("auto", NUMBERS, {"fp32": fp32, "int8": int8})
+        rows = rows_of(numbers + np.sin(50 * numbers))
+        choice = choose_precision("auto", NUMBERS, rows, {"fp32": fp32, "int8-dynamic": int8})
         assert choice.served == served
         assert words in choice.reason
         assert choice.reason.endswith(".")
@@ -150,3 +227,58 @@ class TestMeasure:
 
     def test_no_texts_have_no_answers(self, folder: Path) -> None:
         assert measuring.answer(Runtime.open(folder), []) == []
+
+
+class TestDamagedInt8:
+    """Files that were planted beside a healthy fp32 network."""
+
+    def choose(self, folder: Path, encoded: Encoded, int8: Path, asked: Any = "auto") -> Choice:
+        files: Any = {"fp32": folder / "student.onnx", "int8-dynamic": int8}
+        opened, damaged = measuring.open_candidates(folder, files, INPUTS[:3])
+        found = measuring.measure_all(opened, TEXTS, encoded, INPUTS)
+        return choose_precision(asked, TEXTS, rows_of(found["fp32"].predictions), found, damaged)
+
+    def test_scrambled_weights(self, folder: Path, encoded: Encoded, tmp_path: Path) -> None:
+        model = onnx.load(folder / "student.int8.onnx")
+        random = np.random.default_rng(0)
+        for weights in model.graph.initializer:
+            if weights.data_type == onnx.TensorProto.INT8:
+                values = random.permutation(numpy_helper.to_array(weights).ravel()).reshape(weights.dims)
+                weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+        onnx.save(model, tmp_path / "scrambled.onnx")
+        choice = self.choose(folder, encoded, tmp_path / "scrambled.onnx")
+        assert choice.served == "fp32"
+        assert choice.candidates["int8-dynamic"]["agreement_with_fp32"] < 0.9
+        assert choice.reason.endswith("less than the 98.5 % that are asked of it.")
+
+    @pytest.mark.parametrize("asked", ["auto", "int8"])
+    @pytest.mark.parametrize("share", [0.0, 0.5])
+    def test_half_a_file(self, folder: Path, encoded: Encoded, tmp_path: Path, asked: str, share: float) -> None:
+        whole = (folder / "student.int8.onnx").read_bytes()
+        (tmp_path / "half.onnx").write_bytes(whole[: int(share * len(whole))])
+        choice = self.choose(folder, encoded, tmp_path / "half.onnx", asked)
+        assert (choice.served, choice.int8) == ("fp32", None)
+        assert choice.reason == "fp32 is served, for the int8 file of this network cannot be used."
+        assert choice.candidates["int8-dynamic"] == {"refused": "The int8 file of this network cannot be used."}
+
+    def test_one_that_answers_with_no_numbers(self, folder: Path, tmp_path: Path) -> None:
+        model = onnx.load(folder / "student.int8.onnx")
+        for weights in model.graph.initializer:
+            if weights.data_type == onnx.TensorProto.FLOAT:
+                values = np.full(tuple(weights.dims), np.nan, np.float32)
+                weights.CopyFrom(numpy_helper.from_array(values, weights.name))
+        onnx.save(model, tmp_path / "nan.onnx")
+        files: Any = {"fp32": folder / "student.onnx", "int8-dynamic": tmp_path / "nan.onnx"}
+        opened, damaged = measuring.open_candidates(folder, files, INPUTS[:3])
+        assert set(opened) == {"fp32"}
+        assert damaged == {"int8-dynamic": "the int8 file of this network answers with no numbers"}
+
+    def test_fp32_must_open(self, folder: Path, tmp_path: Path) -> None:
+        (tmp_path / "student.onnx").write_bytes(b"no network")
+        with pytest.raises(ArtifactDamaged):
+            measuring.open_candidates(folder, {"fp32": tmp_path / "student.onnx"}, INPUTS[:3])
+
+    def test_a_folder_is_measured_at_what_it_has(self, folder: Path, encoded: Encoded, tmp_path: Path) -> None:
+        copy = Path(shutil.copytree(folder, tmp_path / "copy"))
+        (copy / "student.int8.onnx").unlink()
+        assert set(measuring.measure(copy, TEXTS, encoded, INPUTS)) == {"fp32"}

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import bootstrap, pearsonr
+from scipy.stats import beta, bootstrap, pearsonr
 
 from models.gates import unseen_rate
 from worker import statistics
-from worker.statistics import Floats, agreement_bound, paired
+from worker.statistics import Floats, Metric, agreement_bound, metric_bound, paired
 
 
 def outcomes(*, both: int, first: int = 0, second: int = 0, neither: int = 0) -> tuple[Floats, Floats]:
@@ -38,7 +38,41 @@ def moments(x: Floats, y: Floats) -> Floats:
     return np.stack([np.ones_like(x), x, y, x**2, y**2, x * y], axis=1)
 
 
+def f1(sums: Floats) -> Floats:
+    """Of sums of right, predicted and true entities."""
+    return 2 * sums[..., 0] / np.maximum(sums[..., 1] + sums[..., 2], 1)
+
+
+def entities(rows: int, seed: int) -> Floats:
+    rng = np.random.default_rng(seed)
+    right = rng.integers(0, 3, rows)
+    return np.stack([right, right + rng.integers(0, 2, rows), right + rng.integers(0, 2, rows)], axis=1).astype(float)
+
+
+def slowly(sides: list[Floats], metric: Metric, *, seed: int, resamples: int) -> list[list[float]]:
+    """The metric of each side in every resample: row by row, as the bootstrap is defined."""
+    rows = len(sides[0])
+    draws = np.random.default_rng(seed).integers(0, rows, size=(resamples, rows))
+    return [[float(metric(np.array([side[row] for row in draw]).sum(axis=0))) for draw in draws] for side in sides]
+
+
 class TestPaired:
+    @pytest.mark.parametrize("confidence", [0.9, 0.95])
+    def test_it_is_its_definition(self, confidence: float) -> None:
+        first, second = entities(60, seed=1), entities(60, seed=2)
+        found = paired(first, second, f1, confidence=confidence, seed=5, resamples=200)
+        ones, twos = slowly([first, second], f1, seed=5, resamples=200)
+        differences = sorted(one - two for one, two in zip(ones, twos, strict=True))
+        value = f1(first.sum(axis=0)) - f1(second.sum(axis=0))
+        tail = (1 - confidence) / 2
+        # The order statistics on the outer side of each quantile, and the floor of what 60 rows cannot have seen.
+        low = min(differences[int(np.floor(tail * 199))], value - (1 - tail ** (1 / 60)))
+        high = max(differences[int(np.ceil((1 - tail) * 199))], value + (1 - tail ** (1 / 60)))
+        upper = max(differences[int(np.ceil(confidence * 199))], value + (1 - (1 - confidence) ** (1 / 60)))
+        assert (found.value, found.low, found.high, found.upper_one_sided) == pytest.approx(
+            (value, low, high, upper), abs=1e-9
+        )
+
     def test_the_value_is_the_difference_of_the_metrics(self) -> None:
         interval = drop({"both": 800, "first": 60, "second": 20, "neither": 120})
         assert interval.value == pytest.approx(0.04)
@@ -153,6 +187,30 @@ class TestPaired:
         assert 0.93 <= covered / 1000 <= 0.98
 
 
+class TestMetricBound:
+    def test_it_is_its_definition(self) -> None:
+        statistics = entities(60, seed=1)
+        (found,) = slowly([statistics], f1, seed=3, resamples=200)
+        lower = min(sorted(found)[int(np.floor(0.05 * 199))], f1(statistics.sum(axis=0)) - (1 - 0.05 ** (1 / 60)))
+        assert metric_bound(statistics, f1, seed=3, resamples=200) == pytest.approx(lower, abs=1e-9)
+
+    def test_of_a_share_it_is_near_the_exact_one(self) -> None:
+        right, _ = outcomes(both=870, neither=130)
+        found = metric_bound(right, lambda sums: sums[..., 0] / 1000)
+        assert found == pytest.approx(agreement_bound(870, 1000), abs=0.003)
+
+    @pytest.mark.parametrize("rows", [20, 299])
+    def test_few_rows_without_a_mistake_prove_little(self, rows: int) -> None:
+        right, _ = outcomes(both=rows)
+        assert metric_bound(right, lambda sums: sums[..., 0] / rows) == pytest.approx(0.05 ** (1 / rows), abs=1e-9)
+
+    def test_it_stays_where_the_metric_can_be(self) -> None:
+        wrong, _ = outcomes(both=0, neither=10)
+        assert metric_bound(wrong, lambda sums: sums[..., 0] / 10) == 0.0
+        numbers = np.arange(10.0)
+        assert metric_bound(moments(-numbers, numbers), correlation) == -1.0
+
+
 class TestAgreementBound:
     @pytest.mark.parametrize(("rows", "bound"), [(20, 0.861), (59, 0.950), (299, 0.990)])
     def test_all_agree(self, rows: int, bound: float) -> None:
@@ -171,6 +229,23 @@ class TestAgreementBound:
 
 
 class TestShareInterval:
+    @pytest.mark.parametrize(
+        ("right", "rows", "low", "high"),
+        [(81, 263, 0.2527, 0.3676), (15, 148, 0.0578, 0.1617), (0, 20, 0.0, 0.1684), (1, 29, 0.0009, 0.1776)],
+    )
+    def test_published_values(self, right: int, rows: int, low: float, high: float) -> None:
+        """Newcombe 1998 (Statistics in Medicine 17:857), table I, method 5."""
+        assert statistics.share_interval(right, rows) == pytest.approx((low, high), abs=5e-5)
+
+    @pytest.mark.parametrize(("right", "rows"), [(81, 263), (15, 148), (1, 29), (28, 29)])
+    @pytest.mark.parametrize("confidence", [0.9, 0.95, 0.99])
+    def test_quantiles_of_the_beta_distribution(self, right: int, rows: int, confidence: float) -> None:
+        tail = (1 - confidence) / 2
+        expected = beta.ppf(tail, right, rows - right + 1), beta.ppf(1 - tail, right + 1, rows - right)
+        assert statistics.share_interval(right, rows, confidence=confidence) == pytest.approx(expected, abs=1e-9)
+        one_sided = beta.ppf(1 - confidence, right, rows - right + 1)
+        assert agreement_bound(right, rows, confidence=confidence) == pytest.approx(one_sided, abs=1e-9)
+
     def test_known_value(self) -> None:
         # Clopper-Pearson of 0 of 10: the upper end is 1 − 0.025^(1/10).
         assert statistics.share_interval(0, 10) == pytest.approx((0.0, 1 - 0.025**0.1))
@@ -185,6 +260,12 @@ class TestMcnemar:
         # 2 · P(X ≤ 1 | 6 fair coins) = 2 · 7/64
         assert statistics.mcnemar(*self.answers(both=10, first=5, second=1)) == pytest.approx(14 / 64)
 
+    def test_a_published_example(self) -> None:
+        # Fagerland 2013 (BMC Medical Research Methodology 13:91), airway hyper-responsiveness: 1 and 7 of 21 pairs.
+        answers = self.answers(both=1, first=1, second=7, neither=12)
+        assert statistics.mcnemar(*answers) == pytest.approx(2 * (1 + 8) / 2**8, abs=1e-9)
+        assert statistics.mcnemar(*answers) == pytest.approx(0.070, abs=5e-4)
+
     def test_no_difference(self) -> None:
         assert statistics.mcnemar(*self.answers(both=10)) == 1.0
         assert statistics.mcnemar(*self.answers(both=10, first=3, second=3)) == 1.0
@@ -195,6 +276,15 @@ class TestCalibration:
         logits = np.array([[50, 0], [0, 50]], np.float32)
         assert statistics.calibration_error(logits, np.array([True, True])) == pytest.approx(0, abs=1e-6)
         assert statistics.calibration_error(logits, np.array([False, False])) == pytest.approx(1, abs=1e-6)
+
+    def test_by_hand(self) -> None:
+        # Three rows as sure as 0.82, two of them right, and two as sure as 0.62, both right.
+        shares = np.array([[0.82, 0.18]] * 3 + [[0.62, 0.38]] * 2)
+        right = np.array([True, True, False, True, True])
+        expected = 3 / 5 * abs(2 / 3 - 0.82) + 2 / 5 * abs(1 - 0.62)
+        assert statistics.calibration_error(np.log(shares).astype(np.float32), right) == pytest.approx(
+            expected, abs=1e-6
+        )
 
     def test_as_sure_as_right(self) -> None:
         logits = np.log(np.array([[0.75, 0.25]] * 4, np.float32))

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import func, select, text, update
 
 from models import lifecycle
-from models.artifacts import Manifest, Store, sha256
+from models.artifacts import Manifest, Store, read_manifest, sha256
 from models.database import Database
 from models.settings import Settings
 from models.tables import Dataset, Deployment, Event, Job, Metric, Student, new_id
@@ -172,6 +172,78 @@ class TestSuccess:
         job_id = world.submit("succeed")
         world.supervisor.serve()
         assert (world.job(job_id).status, world.job(job_id).attempt) == ("succeeded", 1)
+
+
+class TestTeacherExport:
+    def test_jobs_of_one_teacher_share_it(self, world: World) -> None:
+        published: list[str] = []
+
+        class Listening(Store):
+            def publish(self, folder: Path, key: str) -> Manifest:
+                published.append(key)
+                return super().publish(folder, key)
+
+        world.supervisor.store = Listening(world.settings.artifacts, world.settings.cache_folder / "artifacts")
+        for _ in range(2):
+            job_id = world.submit("succeed with a teacher")
+            world.supervisor.serve()
+            assert world.job(job_id).status == "succeeded"
+        with world.database.reading() as session:
+            students = session.scalars(select(Student)).all()
+        (key,) = {student.teacher_artifact for student in students}
+        assert key is not None
+        assert [one.partition("/")[0] for one in published] == ["exports", "students", "students"]
+        assert world.store.list("exports") == [key]
+        assert read_manifest(world.store.fetch_folder(key)).kind == "teacher"
+
+    def test_without_one_the_student_names_none(self, world: World) -> None:
+        job_id = world.submit("succeed")
+        world.supervisor.serve()
+        with world.database.reading() as session:
+            assert session.get_one(Student, world.job(job_id).student_id).teacher_artifact is None
+
+    def test_another_worker_that_was_faster_is_no_failure(self, world: World) -> None:
+        class Late(Store):
+            def exists(self, key: str) -> bool:
+                return not key.startswith("exports") and super().exists(key)
+
+        world.supervisor.store = Late(world.settings.artifacts, world.settings.cache_folder / "artifacts")
+        for _ in range(2):
+            job_id = world.submit("succeed with a teacher")
+            world.supervisor.serve()
+            assert world.job(job_id).status == "succeeded"
+        assert len(world.store.list("exports")) == 1
+
+    def test_one_that_was_deleted_before_the_commit_is_put_back(self, world: World) -> None:
+        class Racing(Store):
+            def publish(self, folder: Path, key: str) -> Manifest:
+                if key.startswith("students"):
+                    for shared in self.list("exports"):
+                        self.delete(shared)  # the last student that named it has just been deleted
+                return super().publish(folder, key)
+
+        world.supervisor.store = Racing(world.settings.artifacts, world.settings.cache_folder / "artifacts")
+        job_id = world.submit("succeed with a teacher")
+        world.supervisor.serve()
+        with world.database.reading() as session:
+            key = session.get_one(Student, world.job(job_id).student_id).teacher_artifact
+        assert key is not None
+        assert world.store.exists(key)
+
+    def test_a_cancelled_job_leaves_an_orphan_at_most(self, world: World) -> None:
+        job_id = world.submit("finish anyway with a teacher")
+        with world.serving():
+            world.pid(job_id)
+            world.cancel(job_id)
+        assert world.job(job_id).status == "cancelled"
+        assert world.store.list("students") == []
+        with world.database.reading() as session:
+            assert session.scalars(select(Student)).all() == []
+        world.supervisor.draining.clear()
+        again = world.submit("succeed with a teacher")
+        world.supervisor.serve()
+        assert world.job(again).status == "succeeded"
+        assert len(world.store.list("exports")) == 1
 
 
 class TestFailure:

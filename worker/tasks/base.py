@@ -6,7 +6,7 @@ N inputs, E encodings (more than N where contexts are read in windows), C number
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -55,6 +55,8 @@ class Data:
     warnings: list[tuple[str, str]]
     recorded: Mapping[str, Mapping[str, NDArray[np.float32]]]
     """Columns of recorded answers by their name and split: (N, C) as they stand there, NaN where a row has none."""
+    slices: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    """Further columns by their name: the value of each test row as text, None where it has none."""
 
 
 class TaskKind(ABC):
@@ -80,8 +82,17 @@ class TaskKind(ABC):
     # Rows.
 
     @abstractmethod
-    def read(self, dataset: DatasetSpec, paths: Mapping[str, Path], *, seed: int, recorded: Sequence[str] = ()) -> Data:
-        """The rows of `dataset`, split as it says; `recorded` names further columns with lists of numbers.
+    def read(
+        self,
+        dataset: DatasetSpec,
+        paths: Mapping[str, Path],
+        *,
+        seed: int,
+        recorded: Sequence[str] = (),
+        slices: Sequence[str] = (),
+    ) -> Data:
+        """The rows of `dataset`, split as it says; `recorded` names further columns with lists of numbers, `slices`
+        those by whose values the test rows are told apart.
 
         Raises `JobFailure`.
         """

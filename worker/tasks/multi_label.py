@@ -44,7 +44,15 @@ class MultiLabelKind(TaskKind):
     nature: ClassVar[Nature] = "any_of"
     primary: ClassVar[str] = "micro_f1"
 
-    def read(self, dataset: DatasetSpec, paths: Mapping[str, Path], *, seed: int, recorded: Sequence[str] = ()) -> Data:
+    def read(
+        self,
+        dataset: DatasetSpec,
+        paths: Mapping[str, Path],
+        *,
+        seed: int,
+        recorded: Sequence[str] = (),
+        slices: Sequence[str] = (),
+    ) -> Data:
         """See `TaskKind.read` and `worker.tasks.reading` for the split, which is even in the rows' first labels.
 
         Raises `JobFailure` with the code missing_column, not_text, bad_label, bad_split_column, bad_recorded,
@@ -52,7 +60,7 @@ class MultiLabelKind(TaskKind):
         """
         warnings: Warnings = []
         columns = {**text_columns(self.task), self.task.label: "/task/label"}
-        table = read_table(dataset, paths, columns, self._parse, recorded=recorded, warnings=warnings)
+        table = read_table(dataset, paths, columns, self._parse, recorded=recorded, slices=slices, warnings=warnings)
         labels = label_names({name for names in table.targets for name in names or ()})
         numbers = {name: number for number, name in enumerate(labels)}
         truth = np.zeros((len(table.inputs), len(labels)), np.float32)

@@ -54,7 +54,15 @@ class QuestionAnsweringKind(TaskKind):
     def serving(self) -> dict[str, Any]:
         return {"limbeck_stride": self.task.stride, "limbeck_allow_none": self._allow_none}
 
-    def read(self, dataset: DatasetSpec, paths: Mapping[str, Path], *, seed: int, recorded: Sequence[str] = ()) -> Data:
+    def read(
+        self,
+        dataset: DatasetSpec,
+        paths: Mapping[str, Path],
+        *,
+        seed: int,
+        recorded: Sequence[str] = (),
+        slices: Sequence[str] = (),
+    ) -> Data:
         """Questions about one context stay on one side. Raises `JobFailure` with the code not_text, bad_answer, or as
         `read_table` and `split_rows` say; answers that do not stand in their context are dropped with a warning while
         they are few."""
@@ -66,7 +74,14 @@ class QuestionAnsweringKind(TaskKind):
             task.answers: "/task/answers",
         }
         table: Table[Truth] = read_table(
-            dataset, paths, columns, self._parse, recorded=recorded, warnings=warnings, what="a question and a context"
+            dataset,
+            paths,
+            columns,
+            self._parse,
+            recorded=recorded,
+            slices=slices,
+            warnings=warnings,
+            what="a question and a context",
         )
         table, targets = _standing(table, warnings)
         if not any(targets):
@@ -248,6 +263,7 @@ def _standing(table: Table[Truth], warnings: Warnings) -> tuple[Table[Truth], li
         targets=[truth for _, truth in kept],
         parts=[table.parts[row] for row in rows],
         recorded={name: values[rows] for name, values in table.recorded.items()},
+        slices={name: [values[row] for row in rows] for name, values in table.slices.items()},
     )
     return left, left.targets
 

@@ -43,6 +43,8 @@ class Table(Generic[T]):
     """Of each row `train`, `validation` or `test`; empty where the dataset does not say."""
     recorded: dict[str, NDArray[np.float32]]
     """(N, C) of each column of recorded answers, NaN in the rows that have none."""
+    slices: dict[str, list[str | None]]
+    """Of each column that rows are told apart by its values as texts, None in the rows that have none."""
 
 
 # --- from files to rows -----------------------------------------------------------------------------------------------
@@ -55,16 +57,19 @@ def read_table(
     parse: Parse[T],
     *,
     recorded: Sequence[str] = (),
+    slices: Sequence[str] = (),
     warnings: Warnings,
     what: str = "a text",
 ) -> Table[T]:
     """The rows of all files of `dataset`, whose ids `paths` maps to Parquet files.
 
     `columns` maps each name that `parse` needs to the pointer of who asked for it; `recorded` names columns with lists
-    of numbers. Rows without an input are dropped with the warning `empty_text`; `what` says what they lack. Raises
-    `JobFailure` with the code missing_column, dataset_unreadable, bad_split_column, bad_recorded or one of `parse`'s.
+    of numbers, `slices` those with one value a row. Rows without an input are dropped with the warning `empty_text`;
+    `what` says what they lack. Raises `JobFailure` with the code missing_column, dataset_unreadable, bad_split_column,
+    bad_recorded, bad_slice_column or one of `parse`'s.
     """
-    wanted = {**dict.fromkeys(recorded, "/teachers"), **columns}
+    sliced = {name: f"/evaluation/slices/{place}" for place, name in enumerate(slices)}
+    wanted = {**sliced, **dict.fromkeys(recorded, "/teachers"), **columns}
     match dataset:
         case SplitByShare():
             sources = [(dataset.id, "")]
@@ -79,6 +84,7 @@ def read_table(
     targets: list[T | None] = []
     parts: list[str] = []
     answers: dict[str, list[NDArray[np.float32]]] = {name: [] for name in recorded}
+    values: dict[str, list[str | None]] = {name: [] for name in slices}
     for identifier, part in sources:
         table = data.read_columns(paths[identifier], wanted)
         found = parse(table)
@@ -87,6 +93,8 @@ def read_table(
         parts += _parts(table.column(dataset.split)) if isinstance(dataset, SplitByColumn) else [part] * len(table)
         for name, files in answers.items():
             files.append(_recorded(table.column(name), name))
+        for name, pointer in sliced.items():
+            values[name] += _values(table.column(name), name, pointer)
     kept = [(row, one) for row, one in enumerate(inputs) if one is not None]
     if len(kept) < len(inputs):
         warnings.append(("empty_text", f"{len(inputs) - len(kept)} rows without {what} were dropped"))
@@ -96,6 +104,7 @@ def read_table(
         [targets[row] for row in rows],
         [parts[row] for row in rows],
         {name: _joined(files, name)[rows] for name, files in answers.items()},
+        {name: [told[row] for row in rows] for name, told in values.items()},
     )
 
 
@@ -154,6 +163,22 @@ def _parts(column: pa.ChunkedArray) -> list[str]:
             pointer="/dataset/split",
         )
     return values
+
+
+def _values(column: pa.ChunkedArray, name: str, pointer: str) -> list[str | None]:
+    """One value a row as text, without the white space around it; None for what is null, blank or no number."""
+    column = plain(column)
+    if pa.types.is_nested(column.type) or pa.types.is_binary(column.type):
+        raise JobFailure(
+            f"the column {name!r} holds {column.type}; rows are told apart by one text, number or date each",
+            code="bad_slice_column",
+            hint="name a column with one value in a row, such as a language or a source",
+            pointer=pointer,
+        )
+    values = [None if value is None or value != value else value for value in column.to_pylist()]  # noqa: PLR0124 - NaN
+    if pa.types.is_boolean(column.type):
+        return [None if value is None else str(value).lower() for value in values]
+    return [None if value is None else str(value).strip() or None for value in values]
 
 
 # --- recorded answers -------------------------------------------------------------------------------------------------
@@ -275,7 +300,8 @@ def sides(
         for part, at in rows.items()
     }
     recorded = {name: {part: values[at] for part, at in rows.items()} for name, values in table.recorded.items()}
-    return Data(found["train"], found["validation"], found["test"], tuple(labels), hashes, warnings, recorded)
+    told = {name: [values[row] for row in rows["test"]] for name, values in table.slices.items()}
+    return Data(found["train"], found["validation"], found["test"], tuple(labels), hashes, warnings, recorded, told)
 
 
 def normal(item: Input) -> Input:

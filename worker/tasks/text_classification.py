@@ -35,7 +35,15 @@ class TextClassificationKind(TaskKind):
     nature: ClassVar[Nature] = "one_of"
     primary: ClassVar[str] = "accuracy"
 
-    def read(self, dataset: DatasetSpec, paths: Mapping[str, Path], *, seed: int, recorded: Sequence[str] = ()) -> Data:
+    def read(
+        self,
+        dataset: DatasetSpec,
+        paths: Mapping[str, Path],
+        *,
+        seed: int,
+        recorded: Sequence[str] = (),
+        slices: Sequence[str] = (),
+    ) -> Data:
         """See `TaskKind.read` and `worker.tasks.reading` for the split.
 
         Raises `JobFailure` with the code missing_column, not_text, bad_label, bad_split_column, bad_recorded,
@@ -43,7 +51,7 @@ class TextClassificationKind(TaskKind):
         """
         warnings: Warnings = []
         columns = {**text_columns(self.task), self.task.label: "/task/label"}
-        table = read_table(dataset, paths, columns, self._parse, recorded=recorded, warnings=warnings)
+        table = read_table(dataset, paths, columns, self._parse, recorded=recorded, slices=slices, warnings=warnings)
         labels = label_names({label for label in table.targets if label is not None})
         numbers = {name: number for number, name in enumerate(labels)}
         strata = np.array([-1 if label is None else numbers[label] for label in table.targets], np.int64)

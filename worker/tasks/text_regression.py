@@ -43,7 +43,15 @@ class TextRegressionKind(TaskKind):
     def width(self) -> int:
         return 1
 
-    def read(self, dataset: DatasetSpec, paths: Mapping[str, Path], *, seed: int, recorded: Sequence[str] = ()) -> Data:
+    def read(
+        self,
+        dataset: DatasetSpec,
+        paths: Mapping[str, Path],
+        *,
+        seed: int,
+        recorded: Sequence[str] = (),
+        slices: Sequence[str] = (),
+    ) -> Data:
         """See `TaskKind.read` and `worker.tasks.reading` for the split, which is even in ten quantiles of the target.
 
         Raises `JobFailure` with the code missing_column, not_text, bad_target, bad_split_column, bad_recorded,
@@ -51,7 +59,7 @@ class TextRegressionKind(TaskKind):
         """
         warnings: Warnings = []
         columns = {**text_columns(self.task), self.task.target: "/task/target"}
-        table = read_table(dataset, paths, columns, self._parse, recorded=recorded, warnings=warnings)
+        table = read_table(dataset, paths, columns, self._parse, recorded=recorded, slices=slices, warnings=warnings)
         values = np.array([np.nan if one is None else one for one in table.targets], np.float32)
         if len(np.unique(values[~np.isnan(values)])) < 2:
             raise JobFailure(

@@ -38,13 +38,28 @@ class TokenClassificationKind(TaskKind):
         super().__init__(task)
         self._names: tuple[str, ...] = ()
 
-    def read(self, dataset: DatasetSpec, paths: Mapping[str, Path], *, seed: int, recorded: Sequence[str] = ()) -> Data:
+    def read(
+        self,
+        dataset: DatasetSpec,
+        paths: Mapping[str, Path],
+        *,
+        seed: int,
+        recorded: Sequence[str] = (),
+        slices: Sequence[str] = (),
+    ) -> Data:
         """Raises `JobFailure` with the code not_words, bad_tags, one_label_only, too_many_labels, or as `read_table`
         and `split_rows` say."""
         warnings: Warnings = []
         columns = {self.task.tokens: "/task/tokens", self.task.tags: "/task/tags"}
         table: Table[list[str]] = read_table(
-            dataset, paths, columns, self._parse, recorded=recorded, warnings=warnings, what="words"
+            dataset,
+            paths,
+            columns,
+            self._parse,
+            recorded=recorded,
+            slices=slices,
+            warnings=warnings,
+            what="words",
         )
         names = _names({tag for tags in table.targets if tags is not None for tag in tags})
         self._names = names

@@ -6,10 +6,13 @@ import typer
 
 from limbeck.cli.datasets import datasets, teachers
 from limbeck.cli.demo import demo
+from limbeck.cli.deployments import deployments
 from limbeck.cli.doctor import doctor
+from limbeck.cli.economics import economics
 from limbeck.cli.jobs import jobs
 from limbeck.cli.keys import keys, workers
-from limbeck.cli.students import deployments, predict, students
+from limbeck.cli.predict import feedback, predict
+from limbeck.cli.students import students
 from limbeck.cli.up import up
 from limbeck.client import __version__
 
@@ -46,5 +49,7 @@ app.add_typer(jobs, name="jobs", rich_help_panel="The service")
 app.add_typer(students, name="students", rich_help_panel="The service")
 app.add_typer(deployments, name="deployments", rich_help_panel="The service")
 app.command("predict", rich_help_panel="The service")(predict)
+app.command("feedback", rich_help_panel="The service")(feedback)
+app.command("economics", rich_help_panel="The service")(economics)
 app.add_typer(keys, name="keys", rich_help_panel="The service")
 app.command("workers", rich_help_panel="The service")(workers)

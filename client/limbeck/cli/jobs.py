@@ -1,33 +1,42 @@
 """`limbeck jobs …`"""
 
-import json
-import sys
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
+from limbeck.bundles import Comparison, compare, read_bundle
 from limbeck.cli.output import (
     After,
     AsJson,
     Limit,
     complaints,
     console,
+    json_object,
     service,
     show_fields,
     show_json,
     show_line,
     show_table,
+    size,
+    text,
 )
 from limbeck.cli.watching import show_end, watch
 from limbeck.client import Client
-from limbeck.errors import LimbeckError
+from limbeck.errors import ApiError
 from limbeck.objects import Event, Job
 
 jobs = typer.Typer(no_args_is_help=True, help="Distillations.")
 
+_ID = re.compile("job_[0-9a-z]+")
 Id = Annotated[str, typer.Argument(metavar="ID", help="A job, job_…", show_default=False)]
+IdempotencyKey = Annotated[
+    str | None, typer.Option("--idempotency-key", help="The same key and spec are the same job.", show_default=False)
+]
 SpecFile = Annotated[
     Path, typer.Argument(metavar="FILE.json", help="A job spec; - reads standard input.", show_default=False)
 ]
@@ -36,10 +45,7 @@ SpecFile = Annotated[
 @jobs.command("submit")
 def submit(
     file: SpecFile,
-    key: Annotated[
-        str | None,
-        typer.Option("--idempotency-key", help="The same key and spec are the same job.", show_default=False),
-    ] = None,
+    key: IdempotencyKey = None,
     follow: Annotated[bool, typer.Option("--watch", help="Follow it until it has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -52,6 +58,47 @@ def submit(
         if not as_json:
             console.print(job.id)
         _watch(client, job, as_json)
+
+
+@jobs.command("rerun")
+def rerun(
+    job: Annotated[str, typer.Argument(metavar="ID|FILE.zip", help="A job, job_…, or a bundle.", show_default=False)],
+    key: IdempotencyKey = None,
+    follow: Annotated[
+        bool, typer.Option("--watch", help="Follow it until it has ended, and compare its student with the first one.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train a job's student once more. With --watch it exits with 1 if that is not the same, bit for bit."""
+    with service() as client:
+        source = job if _ID.fullmatch(job) else Path(job)
+        before = _manifest_of(client, source) if follow else None
+        made = client.jobs.rerun(source, idempotency_key=key)
+        if not follow:
+            show_json(made.raw) if as_json else console.print(f"{made.id}  [dim]limbeck jobs watch {made.id}[/]")
+            return
+        if not as_json:
+            console.print(made.id)
+        ended = _watch(client, made, as_json)
+        if before is not None and ended.student_id is not None:
+            _compare(compare(before, client.students.manifest(ended.student_id)), as_json)
+
+
+@jobs.command("bundle")
+def bundle(
+    job_id: Id,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Default: ID.zip.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write an archive with all that is needed to train a job's student again, its rows included."""
+    with service() as client:
+        path = client.jobs.bundle(job_id, output or Path(f"{job_id}.zip"))
+        if as_json:
+            show_json({"file": str(path.absolute()), "bytes": path.stat().st_size})
+        else:
+            console.print(f"{escape(str(path))}  [dim]{size(path.stat().st_size)}[/]")
 
 
 @jobs.command("validate")
@@ -153,18 +200,10 @@ def delete(job_id: Id, as_json: AsJson = False) -> None:
 
 
 def _spec(file: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LimbeckError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise LimbeckError(f"{file} is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise LimbeckError(f"{file} does not hold a JSON object", hint="a job spec is an object with task, dataset, …")
-    return document
+    return json_object(file, "a job spec is an object with task, dataset, …")
 
 
-def _watch(client: Client, job: Job, as_json: bool) -> None:
+def _watch(client: Client, job: Job, as_json: bool) -> Job:
     if as_json:
         # A line for each change; the last one is how it ended.
         job = client.jobs.wait(job, on_update=lambda seen: show_line(seen.raw))
@@ -177,6 +216,36 @@ def _watch(client: Client, job: Job, as_json: bool) -> None:
         show_end(job)
     if not job.succeeded:
         raise typer.Exit(1)
+    return job
+
+
+def _manifest_of(client: Client, source: str | Path) -> Mapping[str, Any] | None:
+    """Of the student that is to come out again; None where the job has none, or has one no more."""
+    if isinstance(source, Path):
+        return read_bundle(source).manifest
+    student = client.jobs.get(source).student_id
+    if student is None:
+        return None
+    try:
+        return client.students.manifest(student)
+    except ApiError as error:
+        if error.status != 404:
+            raise
+        return None
+
+
+def _compare(found: Comparison, as_json: bool) -> None:
+    if as_json:
+        show_line({"object": "comparison", **asdict(found)})
+    elif found.same:
+        console.print(f"[bold green]the same student, bit for bit[/]  [dim]{found.hash}[/]")
+    else:
+        console.print(f"[bold red]another student[/]  its hash is {found.hash}, the first one's {found.expected}")
+    if not as_json:
+        for one in found.differences:
+            console.print(f"  [dim]{escape(one.what)}[/]  {text(one.before)} → {text(one.now)}")
+    if not found.same:
+        raise typer.Exit(1)
 
 
 def _show(job: Job, as_json: bool) -> None:
@@ -187,6 +256,7 @@ def _show(job: Job, as_json: bool) -> None:
         {
             "id": job.id,
             "name": job.name,
+            "repeats": job.rerun_of,
             "status": job.status,
             "phase": job.phase,
             "waiting for": job.waiting_reason,

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -39,6 +40,19 @@ def service() -> Iterator[Client]:
     """A client of the service that the environment names; errors are told."""
     with telling(), Client() as client:
         yield client
+
+
+def json_object(file: Path, hint: str) -> dict[str, Any]:
+    """The JSON object in a file; `-` is standard input. `hint` says what kind of object is wanted."""
+    try:
+        document = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise LimbeckError(f"{file} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise LimbeckError(f"{file} is not JSON: {error}") from error
+    if not isinstance(document, dict):
+        raise LimbeckError(f"{file} does not hold a JSON object", hint=hint)
+    return document
 
 
 def complain(error: LimbeckError) -> None:

@@ -1,25 +1,35 @@
-"""`limbeck students …`, `limbeck deployments …` and `limbeck predict`"""
+"""`limbeck students …`"""
 
-import sys
-from collections.abc import Mapping
+import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from limbeck.cli.output import After, AsJson, Limit, console, service, show_fields, show_json, show_table, size
+from limbeck.cli.output import (
+    After,
+    AsJson,
+    Limit,
+    complaints,
+    console,
+    service,
+    show_fields,
+    show_json,
+    show_table,
+    size,
+    telling,
+)
 from limbeck.cli.reports import show_counters, show_report
-from limbeck.errors import LimbeckError
-from limbeck.objects import Deployment, File
-from limbeck.predictions import Entity, Label, Span
+from limbeck.client import Client
+from limbeck.objects import File
+from limbeck.verifying import verify_folder
 
 students = typer.Typer(no_args_is_help=True, help="Published students.")
-deployments = typer.Typer(no_args_is_help=True, help="Names that production calls.")
 
+_ID = re.compile("st_[0-9a-z]+")
+_WIDEST = 300
 Id = Annotated[str, typer.Argument(metavar="ID", help="A student, st_…", show_default=False)]
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A deployment's name.", show_default=False)]
-IfMatch = Annotated[int | None, typer.Option("--if-version", help="Only if it is at this version.", show_default=False)]
 
 
 @students.command("list")
@@ -69,6 +79,35 @@ def report(student: Id, as_json: AsJson = False) -> None:
         show_counters(found)
 
 
+@students.command("disagreements")
+def disagreements(
+    student: Id,
+    right: Annotated[
+        str | None,
+        typer.Option(help="Only those that teacher, student, both or neither got right.", show_default=False),
+    ] = None,
+    truth: Annotated[
+        str | None, typer.Option(help="Only those with this label, tag or answer.", show_default=False)
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, max=100, help="At most so many.")] = 20,
+    after: Annotated[int | None, typer.Option("--after", help="Those after this row.", show_default=False)] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the test rows on which it and its teacher differ, the surest first."""
+    with service() as client:
+        found = client.students.disagreements(student, right=right, truth=truth, after=after, limit=limit)
+        if as_json:
+            show_json(found.raw)
+            return
+        rows = [
+            (row.row, _input(row.input), *(said(one) for one in (row.truth, row.teacher, row.student)), row.right)
+            for row in found
+        ]
+        show_table(("row", "input", "truth", "teacher", "its student", "right"), rows, empty="no disagreements")
+        if found.has_more:
+            console.print(f"[dim]… more: --after {found[-1].row}[/]")
+
+
 @students.command("download")
 def download(
     student: Id,
@@ -93,6 +132,38 @@ def download(
             console.print(f"verified, in {escape(str(target))}")
 
 
+@students.command("verify")
+def verify(
+    student: Annotated[
+        str, typer.Argument(metavar="ID|FOLDER", help="A student, st_…, or a folder of one.", show_default=False)
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Check every file against the manifest: in the service's store, or in a folder here. Exits with 1 if one is wrong.
+
+    What looks like an id is one; write ./st_… for a folder of that name.
+    """
+    with telling():
+        if _ID.fullmatch(student):
+            with Client() as client:
+                found = client.students.verify(student)
+        else:
+            found = verify_folder(Path(student))
+    if as_json:
+        show_json(found.raw)
+    elif found.ok:
+        console.print(f"[green]ok[/]  {len(found.files)} files  [dim]student {found.hash}[/]")
+    else:
+        wrong = [file for file in found.files if not file.ok]
+        complaints.print(f"[bold red]Damaged:[/] {len(wrong)} of {len(found.files)} files of {escape(student)}")
+        for file in wrong:
+            complaints.print(f"  [bold]{escape(file.path)}[/]  {escape(file.problem or '')}")
+        if found.found_hash != found.hash:
+            complaints.print(f"  the student's hash is {found.found_hash}, and should be {found.hash}")
+    if not found.ok:
+        raise typer.Exit(1)
+
+
 @students.command("delete")
 def delete(student: Id, as_json: AsJson = False) -> None:
     """Delete a student that no deployment points at."""
@@ -101,124 +172,24 @@ def delete(student: Id, as_json: AsJson = False) -> None:
         show_json({"id": student, "deleted": True}) if as_json else console.print(f"deleted {student}")
 
 
-# --- deployments ------------------------------------------------------------------------------------------------------
+def _input(item: Any) -> str:
+    """An input in a cell of a table; long ones are cut."""
+    whole = " | ".join(str(part) for part in item.values()) if isinstance(item, dict) else str(item)
+    return whole if len(whole) <= _WIDEST else f"{whole[:_WIDEST]}…"
 
 
-@deployments.command("put")
-def put(name: Name, student: Id, if_version: IfMatch = None, as_json: AsJson = False) -> None:
-    """Point a deployment at a student."""
-    with service() as client:
-        _show(client.deployments.put(name, student, if_match=if_version), as_json)
-
-
-@deployments.command("show")
-def show_deployment(name: Name, as_json: AsJson = False) -> None:
-    """Show where it points."""
-    with service() as client:
-        _show(client.deployments.get(name), as_json)
-
-
-@deployments.command("list")
-def list_deployments(limit: Limit = 20, after: After = None, as_json: AsJson = False) -> None:
-    """List deployments, newest first."""
-    with service() as client:
-        found = client.deployments.list(limit=limit, after=after)
-        if as_json:
-            show_json(found.raw)
-            return
-        rows = [(item.name, item.student, item.version, item.updated_at) for item in found]
-        show_table(("name", "student", "version", "moved"), rows, empty="no deployments", more=found.has_more)
-
-
-@deployments.command("history")
-def history(name: Name, as_json: AsJson = False) -> None:
-    """List every move, newest first."""
-    with service() as client:
-        found = client.deployments.history(name)
-        if as_json:
-            show_json([change.raw for change in found])
-            return
-        rows = [(item.version, item.verb, item.student, item.by, item.at, item.reason) for item in found]
-        show_table(("version", "verb", "student", "by", "at", "reason"), rows)
-
-
-@deployments.command("rollback")
-def rollback(name: Name, if_version: IfMatch = None, as_json: AsJson = False) -> None:
-    """Point back at the student before."""
-    with service() as client:
-        _show(client.deployments.rollback(name, if_match=if_version), as_json)
-
-
-@deployments.command("delete")
-def delete_deployment(name: Name, if_version: IfMatch = None, as_json: AsJson = False) -> None:
-    """Delete a deployment. Its student stays."""
-    with service() as client:
-        client.deployments.delete(name, if_match=if_version)
-        show_json({"name": name, "deleted": True}) if as_json else console.print(f"deleted {name}")
-
-
-def _show(found: Deployment, as_json: bool) -> None:
-    if as_json:
-        show_json(found.raw)
-        return
-    console.print(f"{found.name} → {found.student}  [dim]version {found.version}[/]")
-
-
-# --- predict ----------------------------------------------------------------------------------------------------------
-
-
-def predict(
-    name: Name,
-    texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT…", help="- reads one text a line.", show_default=False)
-    ] = None,
-    text_pair: Annotated[
-        str | None, typer.Option(help="The second text, where the task compares two.", show_default=False)
-    ] = None,
-    question: Annotated[
-        str | None, typer.Option(help="A question, for a task that answers them.", show_default=False)
-    ] = None,
-    context: Annotated[
-        str | None, typer.Option(help="Where its answer may stand; - reads it.", show_default=False)
-    ] = None,
-    top_k: Annotated[
-        int | None,
-        typer.Option(min=1, help="So many labels (default all) or answers (default one) of each.", show_default=False),
-    ] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Ask a deployment."""
-    with service() as client:
-        wanted = _inputs(name, texts, text_pair, question, context)
-        answers = client.predict(name, wanted, top_k=top_k)
-        if as_json:
-            show_json(answers.raw)
-            return
-        for item, found in zip(wanted, answers, strict=True):
-            shown = item if isinstance(item, str) else "\n".join(item.values())
-            best = "  ".join(_shown(one) for one in found) or "nothing"
-            console.print(f"{escape(shown)}\n  [cyan]{best}[/]")
-
-
-def _inputs(
-    name: str, texts: list[str] | None, text_pair: str | None, question: str | None, context: str | None
-) -> list[str | Mapping[str, str]]:
-    if question is not None or context is not None:
-        if question is None or context is None or texts or text_pair is not None:
-            raise LimbeckError(
-                "give a question with its context and nothing else",
-                hint=f'limbeck predict {name} --question "who?" --context "It was me."',
-            )
-        return [{"question": question, "context": sys.stdin.read() if context == "-" else context}]
-    wanted = [line.rstrip("\n") for line in sys.stdin] if texts == ["-"] else texts
-    if not wanted:
-        raise LimbeckError("give at least one text", hint=f'limbeck predict {name} "what a day"')
-    return [text if text_pair is None else {"text": text, "text_pair": text_pair} for text in wanted]
-
-
-def _shown(found: Label | Entity | Span) -> str:
-    match found:
-        case Label(label=text) | Span(answer=text):
-            return f"{escape(text) or 'no answer'} {found.score:.3f}"
-        case Entity():
-            return f"{escape(found.word)} ({escape(found.entity_group)}) {found.score:.3f}"
+def said(answer: Any) -> str:
+    """What was said, or is true, in the shape of the task."""
+    match answer:
+        case None:
+            return "–"
+        case {"label": label, "score": float(score)}:
+            return f"{label} {score:.3f}"
+        case {"label": word} | {"score": word}:
+            return str(word)
+        case {"answer": text}:
+            return str(text) or "no answer"
+        case {"labels": list(words)} | {"answers": list(words)} | list(words):
+            return " ".join("–" if word is None else str(word) for word in words) or "none"
+        case _:
+            return str(answer)
