@@ -162,25 +162,25 @@ class TestGate:
 
 class TestRefused:
     @pytest.mark.parametrize(
-        ("parts", "pointer"),
+        ("parts", "pointer", "code"),
         [
-            ({"canary": {"student": "st_1", "fraction": 0}}, "/canary/fraction"),
-            ({"canary": {"student": "st_1", "fraction": 1}}, "/canary/fraction"),
-            ({"canary": {"student": "teacher", "fraction": 0.5}}, "/canary/student"),
-            ({"shadow": {"student": "st_1", "fraction": 1.1}}, "/shadow/fraction"),
-            ({"fallback": {}}, "/fallback"),
-            ({"fallback": {"threshold": 0.5, "target_accuracy": 0.9}}, "/fallback"),
-            ({"fallback": {"to": "st_UP", "threshold": 0.5}}, "/fallback/to"),
-            ({"fallback": {"threshold": 2}}, "/fallback/threshold"),
-            ({"auto": {}}, "/auto"),
-            ({"capture": {"redact": ["("]}}, "/capture/redact/0"),
-            ({"gate": {"max_drop": -1}}, "/gate/max_drop"),
-            ({"gate": {"max_latency_ms": 0}}, "/gate/max_latency_ms"),
-            ({"override": ""}, "/override"),
+            ({"canary": {"student": "st_1", "fraction": 0}}, "/canary/fraction", "invalid"),
+            ({"canary": {"student": "st_1", "fraction": 1}}, "/canary/fraction", "invalid"),
+            ({"canary": {"student": "teacher", "fraction": 0.5}}, "/canary/student", "invalid"),
+            ({"shadow": {"student": "st_1", "fraction": 1.1}}, "/shadow/fraction", "invalid"),
+            ({"fallback": {}}, "/fallback", "one_threshold"),
+            ({"fallback": {"threshold": 0.5, "target_accuracy": 0.9}}, "/fallback", "one_threshold"),
+            ({"fallback": {"to": "st_UP", "threshold": 0.5}}, "/fallback/to", "invalid"),
+            ({"fallback": {"threshold": 2}}, "/fallback/threshold", "invalid"),
+            ({"auto": {}}, "/auto", "auto_without_candidate"),
+            ({"capture": {"redact": ["("]}}, "/capture/redact/0", "bad_pattern"),
+            ({"gate": {"max_drop": -1}}, "/gate/max_drop", "invalid"),
+            ({"gate": {"max_latency_ms": 0}}, "/gate/max_latency_ms", "invalid"),
+            ({"override": ""}, "/override", "invalid"),
         ],
     )
-    def test_by_its_shape(self, api: Api, parts: dict[str, Any], pointer: str) -> None:
-        assert refused(api, {"student": "st_1", **parts}) == [(pointer, "invalid")]
+    def test_by_its_shape(self, api: Api, parts: dict[str, Any], pointer: str, code: str) -> None:
+        assert refused(api, {"student": "st_1", **parts}) == [(pointer, code)]
 
     def test_students_that_are_not_there(self, api: Api, student_folder: Path) -> None:
         theirs = api.student(student_folder, owner="other")
