@@ -379,7 +379,10 @@ CASES = [
     Case("deployed student deleted", "DELETE", "/students/{student}", 409, "student_deployed"),
     Case("bad deployment name", "PUT", "/deployments/Live_1", 422, "invalid", {"student": "{student}"}),
     Case("deployment of nothing", "PUT", "/deployments/new", 422, "not_found", {"student": "st_nothing"}, pointer="/student"),
-    Case("later canary", "PUT", "/deployments/new", 422, "not_available_yet", {"student": "x", "canary": {}}, pointer="/canary"),
+    Case("a fallback that says when twice", "PUT", "/deployments/new", 422, "one_threshold", {"student": "{student}", "fallback": {"threshold": 0.9, "target_accuracy": 0.9}}, pointer="/fallback"),
+    Case("auto with nobody to decide about", "PUT", "/deployments/new", 422, "auto_without_candidate", {"student": "{student}", "auto": {}}, pointer="/auto"),
+    Case("a pattern that is none", "PUT", "/deployments/new", 422, "bad_pattern", {"student": "{student}", "capture": {"redact": ["("]}}, pointer="/capture/redact/0"),
+    Case("an answer cache, later", "PUT", "/deployments/new", 422, "not_available_yet", {"student": "x", "cache": {}}, pointer="/cache"),
     Case("bad If-Match", "DELETE", "/deployments/live", 422, "invalid", headers={"If-Match": "x"}, pointer="/header/if-match"),
     Case("stale If-Match", "DELETE", "/deployments/live", 412, "version_mismatch", headers={"If-Match": '"7"'}),
     # predictions

@@ -362,7 +362,9 @@ class TestResume:
         student = tiny_network(seed=1 if step == 1 else 77)
         network, resumed, more = run(second, accelerator, network=student, previous=[first])
         if step > 2:
-            assert min(more.values("loss")) > 1
+            # A loss is told every few steps: of a run that goes on near the end perhaps none.
+            assert 1 not in more.values("loss")
+            assert 1 in heard.values("loss")
         assert_same_bits(weights(network), expected)
         assert same_outcome(resumed, outcome)
         assert all(heard.values("loss")[at] == value for at, value in more.values("loss").items())
