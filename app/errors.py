@@ -215,7 +215,11 @@ _CODES: Mapping[str, str] = {
     "bad_pattern": "bad_pattern",
     "auto_without_candidate": "auto_without_candidate",
 }
-_MESSAGES: Mapping[str, str] = {"missing": "is required", "extra_forbidden": "is not a field of this object"}
+_MESSAGES: Mapping[str, str] = {
+    "missing": "is required",
+    "extra_forbidden": "is not a field of this object",
+    "tuple_type": "is not a list",
+}
 
 
 def _problem(detail: Mapping[str, Any]) -> Problem:

@@ -75,7 +75,7 @@ def plan(
     checks = [] if gate is None else list(_checks(gate, found, wanted, student, rows))
     failed = [(pointer, check) for pointer, check in checks if not check.passed]
     verb: Literal["put", "override"] = "put"
-    reasons = [check.reason for _, check in failed or checks]
+    reasons = [_whose(pointer) + check.reason for pointer, check in failed or checks]
     if failed and wanted.override is None:
         problems += [Problem(pointer, check.reason, _FAILED) for pointer, check in failed]
     elif failed:
@@ -254,6 +254,11 @@ def _checks(
     if _promotable(wanted) not in {None, student.id, *settled} and pointer in rows:
         for check in decide_by_report(gate, rows[pointer].report).checks:
             yield pointer, check
+
+
+def _whose(pointer: str) -> str:
+    """How a check's sentence begins in the history: those of the student who serves just stand there."""
+    return {"/canary/student": "Of the canary: ", "/shadow/student": "Of the shadow: "}.get(pointer, "")
 
 
 def _promotable(traffic: Traffic) -> str | None:

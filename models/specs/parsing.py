@@ -112,9 +112,11 @@ def _problem(detail: ErrorDetails, document: Any) -> Problem:
     if kind == "union_tag_not_found" and "discriminator" in detail["msg"]:
         pointer, message = f"{pointer}/{_discriminator(detail['msg'])}", "is required"
     else:
-        message = {"missing": "is required", "extra_forbidden": "is not a field of this object"}.get(
-            kind, detail["msg"]
-        )
+        message = {
+            "missing": "is required",
+            "extra_forbidden": "is not a field of this object",
+            "tuple_type": "is not a list",
+        }.get(kind, detail["msg"])
     return Problem(pointer, message, kind if own else _CODES.get(kind, "invalid"))
 
 

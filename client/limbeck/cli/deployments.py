@@ -29,6 +29,7 @@ deployments = typer.Typer(no_args_is_help=True, help="Names that production call
 Name = Annotated[str, typer.Argument(metavar="NAME", help="A deployment's name.", show_default=False)]
 IfMatch = Annotated[int | None, typer.Option("--if-version", help="Only if it is at this version.", show_default=False)]
 Pairs = list[str] | None
+_LISTS = frozenset({"redact"})
 
 
 @deployments.command("put")
@@ -227,7 +228,8 @@ def _given(**parts: Any) -> dict[str, Any] | None:
 
 
 def _pairs(option: str, pairs: Sequence[str] | None) -> dict[str, Any] | None:
-    """`KEY=VALUE` pairs as an object. A value that is JSON is taken as such, and every other one as a text."""
+    """`KEY=VALUE` pairs as an object. A value that is JSON is taken as such, and every other one as a text; what stands
+    at `redact` are patterns, one a pair."""
     if not pairs:
         return None
     found: dict[str, Any] = {}
@@ -236,9 +238,12 @@ def _pairs(option: str, pairs: Sequence[str] | None) -> dict[str, Any] | None:
         if not key or not equals:
             raise LimbeckError(f"--{option} takes KEY=VALUE, and not {pair!r}")
         try:
-            found[key] = json.loads(value)
+            given = json.loads(value)
         except ValueError:
-            found[key] = value
+            given = value
+        if key in _LISTS and not isinstance(given, list):
+            given = [*found.get(key, []), value]
+        found[key] = given
     return found
 
 
