@@ -147,6 +147,7 @@ def test_a_tenth_of_the_calls_go_to_the_canary(service: Service) -> None:
     wait_until(lambda: by_canary / 2 < service.compared("canary") <= by_canary, 10)
 
 
+@pytest.mark.long
 def test_a_shadow_slows_nobody(service: Service) -> None:
     stable, shadow = service.students
     seconds: dict[bool, list[float]] = {True: [], False: []}
@@ -168,6 +169,7 @@ def test_a_shadow_slows_nobody(service: Service) -> None:
     assert ratio < 1.5
 
 
+@pytest.mark.long
 def test_no_promotion_and_no_rollback_loses_a_call(service: Service) -> None:
     one, two = service.students
     service.put("live", student=one)

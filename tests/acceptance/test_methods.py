@@ -172,6 +172,7 @@ PROCEDURES: dict[str, tuple[str, dict[str, Any], set[str]]] = {
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.long
 @pytest.mark.parametrize("name", PROCEDURES)
 def test_every_procedure(service: tuple[Client, dict[str, str]], tmp_path: Path, name: str) -> None:
     client, datasets = service

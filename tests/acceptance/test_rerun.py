@@ -42,6 +42,7 @@ def _command(client: Client, settings: Settings, *arguments: object) -> str:
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.long
 def test_the_same_student_comes_out_of_its_bundle(settings: Settings, tmp_path: Path) -> None:
     tiny_teacher(settings.models_folder / "tiny")
     rows = tmp_path / "rows.csv"
