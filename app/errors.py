@@ -41,6 +41,7 @@ from models.errors import (
     Unauthenticated,
     Unavailable,
 )
+from models.specs.parsing import MESSAGES, code_of
 
 STATUSES: Mapping[type[LimbeckError], int] = {
     Unauthenticated: 401,
@@ -206,28 +207,12 @@ def _of_status(status: int, detail: str) -> LimbeckError:
             return LimbeckError(phrase, code=phrase.lower().replace(" ", "_").replace("-", "_"))
 
 
-_CODES: Mapping[str, str] = {
-    "missing": "missing",
-    "extra_forbidden": "unknown_field",
-    "json_invalid": "invalid_json",
-    "not_available_yet": "not_available_yet",
-    "one_threshold": "one_threshold",
-    "bad_pattern": "bad_pattern",
-    "auto_without_candidate": "auto_without_candidate",
-}
-_MESSAGES: Mapping[str, str] = {
-    "missing": "is required",
-    "extra_forbidden": "is not a field of this object",
-    "tuple_type": "is not a list",
-}
-
-
 def _problem(detail: Mapping[str, Any]) -> Problem:
     kind = str(detail["type"])
     where, *rest = detail["loc"] or ("body",)
-    code = _CODES.get(kind, "invalid")
+    code = code_of(kind)
     if kind == "json_invalid":
         return Problem("", f"this is not JSON: {detail['ctx']['error']} at character {rest[0]}", code)
     path: Sequence[object] = rest if where == "body" else [where, *rest]
     pointer = "".join("/" + str(part)[:200].replace("~", "~0").replace("/", "~1") for part in path)
-    return Problem(pointer, _MESSAGES.get(kind, str(detail["msg"])), code)
+    return Problem(pointer, MESSAGES.get(kind, str(detail["msg"])), code)

@@ -1,10 +1,11 @@
 """From a document to a spec, or to every problem that can be seen without a database."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
+from pydantic_core.core_schema import ErrorType
 
 from models.errors import Invalid, Problem
 from models.specs.jobs import Common, JobSpec, ResolvedSpec, ResolvedStage, Stage
@@ -93,13 +94,16 @@ def problems(error: ValidationError, document: Any) -> list[Problem]:
     return [_problem(detail, document) for detail in error.errors(include_url=False, include_context=False)]
 
 
-_OWN_CODES = {
-    *("ambiguous", "bad_reference", "impossible_layers", "impossible_stride", "impossible_student", "no_weight"),
-    *("not_available_yet", "one_column"),
+MESSAGES: Mapping[str, str] = {
+    "missing": "is required",
+    "extra_forbidden": "is not a field of this object",
+    "tuple_type": "is not a list",
 }
+_PYDANTICS_OWN = frozenset(get_args(ErrorType))
 _CODES: Mapping[str, str] = {
     "missing": "missing",
     "extra_forbidden": "unknown_field",
+    "json_invalid": "invalid_json",
     "union_tag_invalid": "unknown_kind",
     "union_tag_not_found": "missing",
 }
@@ -107,17 +111,17 @@ _CODES: Mapping[str, str] = {
 
 def _problem(detail: ErrorDetails, document: Any) -> Problem:
     kind = detail["type"]
-    own = kind in _OWN_CODES
     pointer = _pointer(detail["loc"], document, absent=kind == "missing")
     if kind == "union_tag_not_found" and "discriminator" in detail["msg"]:
         pointer, message = f"{pointer}/{_discriminator(detail['msg'])}", "is required"
     else:
-        message = {
-            "missing": "is required",
-            "extra_forbidden": "is not a field of this object",
-            "tuple_type": "is not a list",
-        }.get(kind, detail["msg"])
-    return Problem(pointer, message, kind if own else _CODES.get(kind, "invalid"))
+        message = MESSAGES.get(kind, detail["msg"])
+    return Problem(pointer, message, code_of(kind))
+
+
+def code_of(kind: str) -> str:
+    """The code of a validation error of this type. What is not pydantic's own is ours, and its type is its code."""
+    return _CODES.get(kind, "invalid") if kind in _PYDANTICS_OWN else kind
 
 
 def _discriminator(message: str) -> str:
