@@ -13,11 +13,11 @@ from sqlalchemy.orm import Session
 from models.errors import Conflict, Invalid, Problem
 from models.gates import Check, decide_by_report, threshold_for
 from models.specs import DeploymentSpec, Fallback, GateSpec, Traffic
+from models.specs.deployments import TEACHER, teacher_of
 from models.tables import Deployment, Student
 
 Json = dict[str, Any]
 
-TEACHER = "teacher"
 UNHEALTHY = "student_unhealthy"
 _FAILED = "gate_failed"
 _HINTS: Mapping[str, str] = {
@@ -98,7 +98,7 @@ def _look_up(
     """The students that are named, by their pointers, and a problem for each that is not there."""
     rows, problems = {}, []
     for pointer, student_id in named.items():
-        if student_id == f"{named['/student']}/{TEACHER}":
+        if student_id == teacher_of(named["/student"]):
             continue
         row = session.get(Student, student_id)
         if row is None or not may_use(row):
@@ -136,8 +136,7 @@ def answering(student_id: str, traffic: Traffic) -> dict[str, str]:
     if traffic.shadow is not None:
         found["/shadow/student"] = traffic.shadow.student
     if traffic.fallback is not None:
-        to = traffic.fallback.to
-        found["/fallback/to"] = f"{student_id}/{TEACHER}" if to == TEACHER else to
+        found["/fallback/to"] = traffic.fallback.asked(student_id)
     return found
 
 

@@ -210,6 +210,11 @@ class Choice:
     candidates: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """What was measured of each on the validation rows; `refused` says why it is not served, if it was not."""
 
+    @property
+    def candidate(self) -> Candidate:
+        """The one that is served."""
+        return "fp32" if self.served == "fp32" or self.int8 is None else self.int8
+
 
 @dataclass(frozen=True)
 class _Judged:

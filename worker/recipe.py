@@ -39,8 +39,6 @@ from worker.measuring import (
     Choice,
     Latency,
     Measured,
-    answer,
-    answers_of,
     choose_precision,
     measure,
     measure_all,
@@ -211,8 +209,9 @@ def _some(inputs: Sequence[Input], most: int) -> list[Input]:
     return [inputs[row] for row in np.linspace(0, len(inputs) - 1, min(most, len(inputs))).astype(int)]
 
 
-def _choose(run: Run, student: Student, folder: Path) -> Choice:
-    """The precision that is served, by the validation rows; one int8 file at most is left in `folder`."""
+def _choose(run: Run, student: Student, folder: Path) -> tuple[Choice, Measured]:
+    """The precision that is served, by the validation rows, and what it said of them; one int8 file at most is left in
+    `folder`."""
     kind, split = run.kind, run.data.validation
     own = folder / FILES["int8"]
     files: dict[Candidate, Path] = {
@@ -233,7 +232,7 @@ def _choose(run: Run, student: Student, folder: Path) -> Choice:
             shutil.move(files["int8-static"], own)
         case _:
             pass
-    return choice
+    return choice, measured[choice.candidate]
 
 
 def _export_teacher(run: Run, voice: Voice) -> Path | None:
@@ -280,8 +279,8 @@ def _evaluate(
     spec, test, kind, labels = run.spec, run.data.test, run.kind, run.data.labels
     student = taught.distilled
     own_cut = run.encoded(student.tokenizer, "test")
-    choice = _choose(run, student, folder)
-    measured = measure(folder, kind, own_cut, test.inputs, on_rows=_counting(run, 2 * len(test), 0.1, 0.7))
+    choice, on_validation = _choose(run, student, folder)
+    measured = measure(folder, kind, own_cut, test.inputs, on_rows=_counting(run, 2 * len(test), 0.1, 0.8))
     teacher = _teacher(run, taught.faculty, exported)
     size = parameters(student.network)
     confidence = spec.promote.gate.confidence if spec.promote is not None else CONFIDENCE
@@ -362,7 +361,7 @@ def _evaluate(
         constant=kind.constant(test, labels),
         comparisons=comparisons,
         slices=parts,
-        cascade=_cascade(run, taught, folder, choice.served, measured[choice.served], teacher, confidence),
+        cascade=_cascade(run, taught, on_validation, measured[choice.served], teacher, confidence),
         precision=choice,
         gate=None if spec.promote is None else spec.promote.gate,
         control_reason=None if control is not None else ("no_labels" if spec.control else "disabled"),
@@ -379,28 +378,19 @@ def _evaluate(
 
 
 def _cascade(
-    run: Run,
-    taught: Taught,
-    folder: Path,
-    served: Precision,
-    student: Measured,
-    teacher: Measured,
-    confidence: float,
+    run: Run, taught: Taught, on_validation: Measured, student: Measured, teacher: Measured, confidence: float
 ) -> dict[str, Any] | None:
-    """Student and teacher together; the student answers the validation rows as it is served. Test rows are answered."""
-    kind, validation, test = run.kind, run.data.validation, run.data.test
+    """Student and teacher together; both measurements of the student are at the precision that is served."""
+    kind = run.kind
     if kind.shape != "text" or kind.nature != "one_of":
         return None
-    runtime = Runtime.open(folder, precision=served)
-    parts = answer(runtime, validation.inputs, on_rows=_counting(run, len(validation), 0.9, 1.0))
-    own_cut = run.encoded(taught.distilled.tokenizer, "validation")
     return cascade(
         Answered(
             taught.faculty.together("validation", kind.nature).values,
-            answers_of(parts, own_cut, len(runtime.labels)).values,
-            validation.targets,
+            on_validation.answers.values,
+            run.data.validation.targets,
         ),
-        Answered(teacher.answers.values, student.answers.values, test.targets),
+        Answered(teacher.answers.values, student.answers.values, run.data.test.targets),
         confidence=confidence,
     )
 

@@ -19,13 +19,11 @@ import structlog
 
 from models.errors import LimbeckError, Missing, Unavailable
 from models.runtime import Runtime
-from models.specs.deployments import Traffic
+from models.specs.deployments import Traffic, teacher_of
 
 _RETRY_DAMAGED_SECONDS = 15.0
 _OVERHEAD_BYTES = 8 * 1024**2  # a tokenizer and a session beside the weights
 NO_TRAFFIC = Traffic()
-TEACHER = "teacher"
-"""`st_…/teacher` is on the shelf the teacher of the student `st_…`."""
 
 log = structlog.get_logger("limbeck.shelf")
 
@@ -55,9 +53,7 @@ class Pointer:
     def fallback_id(self) -> str | None:
         """Whom the shelf loads for the fallback: another student, or the teacher of this one, `st_…/teacher`."""
         fallback = self.traffic.fallback
-        if fallback is None:
-            return None
-        return f"{self.student_id}/{TEACHER}" if fallback.to == TEACHER else fallback.to
+        return None if fallback is None else fallback.asked(self.student_id)
 
     @cached_property
     def candidates(self) -> tuple[str, ...]:
@@ -193,7 +189,7 @@ class Shelf:
     def forget(self, student_id: str) -> None:
         """Drop a student that was deleted, and its teacher."""
         with self._lock:
-            for one in (student_id, f"{student_id}/{TEACHER}"):
+            for one in (student_id, teacher_of(student_id)):
                 self._loaded.pop(one, None)
 
     def _open(self, student_id: str) -> Loaded:

@@ -20,7 +20,15 @@ def _pattern(text: str) -> str:
     return text
 
 
+TEACHER = "teacher"
+"""The fallback's name for the teacher that was published with a student."""
+
 Pattern = Annotated[str, Field(min_length=1, max_length=500), AfterValidator(_pattern)]
+
+
+def teacher_of(student_id: str) -> str:
+    """The shelf's name for a student's teacher."""
+    return f"{student_id}/{TEACHER}"
 
 
 class Canary(Spec):
@@ -47,7 +55,7 @@ class Fallback(Spec):
     beside the target; sent back so, the target is looked up again.
     """
 
-    to: Annotated[str, Field(pattern=r"^(?:teacher|st_[0-9a-z]{1,40})$")] = "teacher"
+    to: Annotated[str, Field(pattern=r"^(?:teacher|st_[0-9a-z]{1,40})$")] = TEACHER
     threshold: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     """The student's answer stands if its score is at least this."""
     target_accuracy: Share | None = None
@@ -57,6 +65,10 @@ class Fallback(Spec):
     expected_coverage: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
     """The share of the inputs on which the student's answer will stand, by its report: filled in with a target's
     threshold."""
+
+    def asked(self, student_id: str) -> str:
+        """Who answers in the place of this student, as the shelf names it: `st_…`, or `st_…/teacher`."""
+        return teacher_of(student_id) if self.to == TEACHER else self.to
 
     @property
     def target(self) -> tuple[Literal["accuracy", "agreement"], float] | None:
