@@ -15,8 +15,10 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from models.artifacts import Store
 from models.database import Database
+from models.egress import Egress
 from models.errors import Invalid
 from models.queue import Doorbell
+from models.secrets import Vault
 from models.settings import Settings
 
 
@@ -37,6 +39,16 @@ def store(request: Request) -> Store:
 
 def doorbell(request: Request) -> Doorbell:
     found: Doorbell = request.app.state.doorbell
+    return found
+
+
+def vault(request: Request) -> Vault:
+    found: Vault = request.app.state.vault
+    return found
+
+
+def egress(request: Request) -> Egress:
+    found: Egress = request.app.state.egress
     return found
 
 
@@ -95,3 +107,5 @@ SettingsHere = Annotated[Settings, Depends(settings)]
 StoreHere = Annotated[Store, Depends(store)]
 DatabaseHere = Annotated[Database, Depends(database)]
 DoorbellHere = Annotated[Doorbell, Depends(doorbell)]
+VaultHere = Annotated[Vault, Depends(vault)]
+EgressHere = Annotated[Egress, Depends(egress)]

@@ -4,6 +4,8 @@ Every answer that is not a success has the type `application/problem+json` and t
 `detail`, `instance`, `code`, `request_id`, `hint` and `errors` (a list of `{pointer, message, code}`). A pointer is a
 JSON pointer into the body; a problem with something else says where: `/query/limit`, `/header/if-match`, `/path/name`.
 
+Below `/v2` an error is `{"error": "…"}` instead, for clients of that protocol read nothing else.
+
 What an error says is what the house's own errors say. Anything else is logged here and told to nobody: no path, no SQL,
 no traceback.
 """
@@ -13,6 +15,7 @@ import secrets
 import time
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
+from importlib.metadata import version
 from typing import Any
 
 import structlog
@@ -20,6 +23,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from sqlalchemy import exc as database_errors
+from starlette._utils import get_route_path
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -60,8 +64,11 @@ STATUSES: Mapping[type[LimbeckError], int] = {
 }
 # A few codes have a status of their own in RFC 9110 and RFC 4918.
 _BY_CODE: Mapping[str, int] = {"version_mismatch": 412, "storage_full": 507}
+PROTOCOL = "/v2"
+"""Below it, errors have the shape of the Open Inference Protocol."""
 # Called many times a second, and counted elsewhere: a line in the log for each success would say nothing more.
-_COUNTED = ("/predict", "/healthz", "/readyz", "/metrics")
+_COUNTED = ("/predict", f"{PROTOCOL}/", "/healthz", "/readyz", "/metrics")
+_VERSION = version("limbeck-server")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 log = structlog.get_logger("limbeck.app")
@@ -75,7 +82,10 @@ def install(app: FastAPI) -> None:
 
 
 class Problems:
-    """The outermost middleware: names each request, logs how it went, and answers what the others raise."""
+    """The outermost middleware: names each request, logs how it went, and answers what the others raise.
+
+    Every answer says of which version the service is, by which a client knows whether it understands it.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -96,6 +106,7 @@ class Problems:
                 status = message["status"]
                 headers = MutableHeaders(scope=message)
                 headers["X-Request-Id"] = request_id
+                headers["X-Limbeck-Version"] = _VERSION
                 headers.setdefault("X-Content-Type-Options", "nosniff")
                 headers.setdefault("Cache-Control", "no-store")
             await send(message)
@@ -132,6 +143,8 @@ def _answer(request: Request, error: Exception) -> Response:
         headers["Retry-After"] = str(max(1, round(told.retry_after)))
     elif status == 503:
         headers["Retry-After"] = "2"
+    if f"{get_route_path(request.scope)}/".startswith(f"{PROTOCOL}/"):
+        return JSONResponse(_printable({"error": _sentence(told)}), status, headers)
     body = {
         "type": f"urn:limbeck:problem:{told.code}",
         "title": told.code.replace("_", " ").capitalize(),
@@ -144,6 +157,12 @@ def _answer(request: Request, error: Exception) -> Response:
         "errors": [problem.as_json() for problem in told.problems],
     }
     return _Problem(body, status, headers)
+
+
+def _sentence(error: LimbeckError) -> str:
+    """All that an error says, in one line."""
+    said = "; ".join(f"{one.pointer or '/'} {one.message}" for one in error.problems) or error.message
+    return f"{error.code}: {said}" + (f" ({error.hint})" if error.hint else "")
 
 
 class _Problem(JSONResponse):

@@ -13,13 +13,14 @@ import secrets
 import threading
 import time
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime
 from hashlib import sha256
 from re import Pattern
 from typing import Annotated, Any, Literal, Protocol, TypeVar, get_args
+from urllib.parse import quote
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.routing import iter_route_contexts
@@ -28,9 +29,12 @@ from sqlalchemy.orm import InstrumentedAttribute, Session
 from starlette._utils import get_route_path
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
+from starlette.responses import RedirectResponse
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from app import sessions
 from models.database import Database
 from models.errors import Forbidden, Missing, TooLarge, Unauthenticated
 from models.tables import Key, utc_now
@@ -38,8 +42,12 @@ from models.tables import Key, utc_now
 Permission = Literal["read", "jobs", "deploy", "predict", "admin"]
 PERMISSIONS: tuple[Permission, ...] = get_args(Permission)
 
-PUBLIC: frozenset[str] = frozenset({"/healthz", "/readyz"})
-"""All that is answered without a key."""
+PUBLIC: frozenset[str] = frozenset(
+    {"/", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/ui/sign-in", "/ui/static/{name}"}
+)
+"""All that is answered without a key: probes, the way to the sign-in page, and what that page looks like."""
+
+PAGES = "/ui/"
 
 _BUILT_IN: Mapping[str, Permission] = {"/openapi.json": "read"}
 _DECLARATION = "x-limbeck-scope"
@@ -127,9 +135,22 @@ class Keys:
         digest = sha256(secret.encode()).hexdigest()
         known = self._known.get(digest)
         if known is None or known[0] < time.monotonic():
-            principal = await run_in_threadpool(self._ask, public_id, digest)
+            principal = await run_in_threadpool(self._ask, digest, lambda: self._look_up(public_id, digest))
         else:
             principal = known[1]
+        return self._noted(principal)
+
+    async def identify_browser(self, token: str) -> Principal:
+        """Whom the cookie of a signed-in browser stands for. Raises `Unauthenticated`."""
+        digest = sessions.digest(token)
+        known = self._known.get(digest)
+        if known is None or known[0] < time.monotonic():
+            principal = await run_in_threadpool(self._ask, digest, lambda: self._look_up_browser(digest))
+        else:
+            principal = known[1]
+        return self._noted(principal)
+
+    def _noted(self, principal: Principal) -> Principal:
         if principal.expires_at is not None and principal.expires_at <= utc_now():
             raise _unknown()
         self._used[principal.key_id] = utc_now()
@@ -149,7 +170,7 @@ class Keys:
                 for key_id, at in used.items():
                     session.execute(update(Key).where(Key.id == key_id).values(last_used_at=at))
 
-    def _ask(self, public_id: str, digest: str) -> Principal:
+    def _ask(self, digest: str, look_up: Callable[[], Principal]) -> Principal:
         """Of many requests that wait for one key, one asks."""
         with self._lock:
             asked = self._asking.get(digest)
@@ -161,7 +182,7 @@ class Keys:
         assert mine is not None  # noqa: S101 - for the type checker
         try:
             until = time.monotonic() + _FRESH_SECONDS
-            principal = self._look_up(public_id, digest)
+            principal = look_up()
         except BaseException as error:
             mine.set_exception(error)
             raise
@@ -182,6 +203,15 @@ class Keys:
         if row is None or not hmac.compare_digest(row.secret_sha256, digest) or row.revoked_at is not None:
             raise _unknown()
         return Principal(row.id, row.owner, frozenset(row.scopes), row.expires_at)
+
+    def _look_up_browser(self, digest: str) -> Principal:
+        with self._database.reading() as session:
+            found = sessions.find(session, digest)
+        if found is None or found[0].revoked_at is not None:
+            raise _unknown()
+        key, ends = found
+        expires_at = ends if key.expires_at is None else min(ends, key.expires_at)
+        return Principal(key.id, key.owner, frozenset(key.scopes), expires_at)
 
 
 def _unknown() -> Unauthenticated:
@@ -259,9 +289,13 @@ class Guard:
             return
         rule = self.rules.find(scope["method"], get_route_path(scope))
         if rule is None or rule.permission is not None:
-            headers = Headers(scope=scope)
-            kind, _, secret = headers.get("authorization", "").partition(" ")
-            principal = await self.keys.identify(secret.strip() if kind.lower() == "bearer" else "")
+            try:
+                principal = await self._identify(scope)
+            except Unauthenticated:
+                if not _is_looking_at_a_page(scope):
+                    raise
+                await _to_sign_in(scope)(scope, receive, send)
+                return
             if rule is not None and rule.permission is not None and not principal.may(rule.permission):
                 raise Forbidden(
                     f"this key lacks the scope {rule.permission!r}",
@@ -271,6 +305,34 @@ class Guard:
         if rule is not None:
             _refuse_large(scope, rule.max_body_bytes)
         await self.app(scope, receive, send)
+
+    async def _identify(self, scope: Scope) -> Principal:
+        """By the key in the header; without one, by the cookie of a browser that is signed in."""
+        headers = Headers(scope=scope)
+        given = headers.get("authorization")
+        if given is None:
+            token = cookie_parser(headers.get("cookie", "")).get(sessions.COOKIE)
+            if token:
+                principal = await self.keys.identify_browser(token)
+                if not sessions.is_same_origin(scope["method"], headers):
+                    raise Forbidden(
+                        "another site sent this with your cookie",
+                        code="cross_site",
+                        hint="programs send `Authorization: Bearer lk_…` instead of a cookie",
+                    )
+                return principal
+        kind, _, secret = (given or "").partition(" ")
+        return await self.keys.identify(secret.strip() if kind.lower() == "bearer" else "")
+
+
+def _is_looking_at_a_page(scope: Scope) -> bool:
+    return scope["method"] == "GET" and get_route_path(scope).startswith(PAGES)
+
+
+def _to_sign_in(scope: Scope) -> RedirectResponse:
+    query = scope["query_string"].decode("ascii", "replace")
+    wanted = quote(get_route_path(scope) + (f"?{query}" if query else ""), safe="/")
+    return RedirectResponse(f"{PAGES}sign-in?next={wanted}", status_code=303)
 
 
 def _refuse_large(scope: Scope, limit: int) -> None:
@@ -309,9 +371,9 @@ def find(session: Session, table: type[Row], id_: str, who: Principal) -> Row:
     return row
 
 
-Chosen = TypeVar("Chosen")
+Statement = TypeVar("Statement", bound=Select[*tuple[Any, ...]])
 
 
-def only_own(statement: Select[Chosen], owner: InstrumentedAttribute[str], who: Principal) -> Select[Chosen]:
+def only_own(statement: Statement, owner: InstrumentedAttribute[str], who: Principal) -> Statement:
     """`statement`, narrowed to what the caller may see."""
     return statement if who.is_admin else statement.where(owner == who.owner)

@@ -6,7 +6,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from models.tables import JobStatus
+from models.tables import DeliveryStatus, JobStatus
 
 Json = dict[str, Any]
 
@@ -393,6 +393,58 @@ class Readiness(View):
 
     status: Literal["ready", "degraded", "unready"]
     checks: Mapping[str, str]
+
+
+# --- secrets, webhooks ------------------------------------------------------------------------------------------------
+
+
+class Secret(View):
+    """Its value is in no answer."""
+
+    object: Literal["secret"] = "secret"
+    name: str
+    created_at: datetime
+    updated_at: datetime
+
+
+class Webhook(View):
+    object: Literal["webhook"] = "webhook"
+    id: str
+    url: str
+    events: list[str]
+    secret: str | None
+    """The name of the owner's secret that signs; null: one that was made for it."""
+    job_id: str | None
+    """The one job that it hears of, as that job's spec asks; null: all of its owner's."""
+    disabled_at: datetime | None
+    disabled_reason: str | None
+    created_at: datetime
+
+
+class NewWebhook(Webhook):
+    signing_secret: str | None
+    """`whsec_…`, shown this once; null where the owner's own secret signs."""
+
+
+class Delivery(View):
+    """One event for one webhook, and what became of it."""
+
+    object: Literal["delivery"] = "delivery"
+    id: str
+    """Sent as `webhook-id` with every attempt."""
+    webhook_id: str
+    type: str
+    status: DeliveryStatus
+    attempts: int
+    last_status_code: int | None
+    """Of the last attempt; null where no answer came."""
+    last_error: str | None
+    next_attempt_at: datetime | None
+    """Null: none will be made."""
+    payload: Json
+    created_at: datetime
+    attempted_at: datetime | None
+    ended_at: datetime | None
 
 
 # --- answers of /predict ----------------------------------------------------------------------------------------------

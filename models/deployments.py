@@ -16,6 +16,7 @@ from typing import Any, Literal
 from sqlalchemy import Text, cast, or_, select
 from sqlalchemy.orm import Session
 
+from models import webhooks
 from models.errors import Conflict, Missing
 from models.promotion import answering, as_json, candidate, carried, plan, refuse
 from models.specs import DeploymentSpec, Traffic
@@ -230,18 +231,19 @@ def _move(
         found.updated_at = utc_now()
     deployment.student_id, deployment.gate, deployment.traffic = state.student_id, state.gate, state.traffic
     session.flush()
-    session.add(
-        DeploymentChange(
-            deployment_id=deployment.id,
-            version=deployment.version,
-            student_id=state.student_id,
-            previous_student_id=previous,
-            verb=verb,
-            by=by,
-            reason=reason,
-            gate=state.gate,
-            traffic=state.traffic,
-        )
+    change = DeploymentChange(
+        deployment_id=deployment.id,
+        version=deployment.version,
+        student_id=state.student_id,
+        previous_student_id=previous,
+        verb=verb,
+        by=by,
+        reason=reason,
+        gate=state.gate,
+        traffic=state.traffic,
     )
+    session.add(change)
+    if state.student_id != previous:
+        webhooks.tell_of_move(session, deployment, change)
     session.flush()
     return deployment

@@ -5,7 +5,8 @@
     ├── Forbidden                   a valid key that lacks the scope
     ├── Missing                     absent, or someone else's
     ├── Invalid                     malformed or impossible; carries every problem at once, each with a JSON pointer
-    │   └── NotAvailableYet         part of the contract whose machinery this version does not have
+    │   ├── NotAvailableYet         part of the contract whose machinery this version does not have
+    │   └── Denied                  a URL that this service will not call
     ├── Conflict                    the state of things forbids it (an illegal transition, a name in use, a stale ETag)
     ├── TooLarge                    a body, an upload or a batch over its limit
     ├── Overloaded                  try again after `retry_after` seconds; the caller did nothing wrong
@@ -79,6 +80,10 @@ class Invalid(LimbeckError):
 
 class NotAvailableYet(Invalid):
     code = "not_available_yet"
+
+
+class Denied(Invalid):
+    code = "egress_denied"
 
 
 class Conflict(LimbeckError):

@@ -1,63 +1,40 @@
 """Every change of a job's status, one verb each, and nowhere else.
 
-    queued ──claim──> running ──succeed──> succeeded
-      ^  │               │ ──fail, crashed (3 in a row)──> failed
-      │  └─cancel─┐      ├──request_cancel──> cancelling ──cancelled──> cancelled
-      │           v      └──(pausing)──> pausing ──release──> paused
-      │       cancelled
-      └──release (drain), crashed, reap (a lease that ran out)
+    queued      claim → running · request_pause → paused · request_cancel → cancelled
+    running     succeed → succeeded · fail → failed · request_pause → pausing · request_cancel → cancelling
+                release (a drain), crashed, reap (its lease ran out) → queued; the third crash in a row → failed
+    pausing     release, crashed, reap → paused · succeed → succeeded · fail → failed
+                request_resume → running · request_cancel → cancelling
+    paused      request_resume → queued · request_cancel → cancelled
+    cancelling  cancelled, release, crashed, reap → cancelled
 
-Each verb is one `UPDATE … WHERE … RETURNING` with its event, in the caller's transaction (`Database.writing()`): of
-many callers exactly one changes the row. What a worker does carries its attempt number, and where another attempt has
-begun, or the job has ended, it raises `Fenced` and writes nothing. All lease arithmetic is on the database's clock.
+Each verb is one change of the row with its event, in the caller's transaction (`Database.writing()`): of many callers
+exactly one changes it. What a worker does carries its attempt number, and where another attempt has begun, or the job
+has ended or is paused, it raises `Fenced` and writes nothing. All lease arithmetic is on the database's clock.
 
 A worker holds a *lease* on a job that is running, pausing or cancelling, and renews it by `heartbeat`.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, assert_never
+from typing import Any, NamedTuple, Protocol, assert_never
 
-from sqlalchemy import Update, func, or_, select, update
 from sqlalchemy import delete as delete_rows
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy import func, or_, select, update
 from sqlalchemy.orm import Session
 
-from models import prerequisites
+from models import prerequisites, workers
 from models.database import Database, db_now
-from models.errors import Conflict, Fenced, Invalid, Overloaded
+from models.errors import Conflict, Invalid, Overloaded
 from models.settings import Settings
 from models.specs import JobSpec, ResolvedSpec
-from models.tables import (
-    ALIVE,
-    ENDED,
-    Event,
-    IdempotencyKey,
-    Job,
-    JobStatus,
-    Metric,
-    Student,
-    Worker,
-    new_id,
-    utc_now,
-)
+from models.tables import ALIVE, ENDED, IdempotencyKey, Job, JobStatus, Metric, Student, new_id, utc_now
+from models.transitions import PLAIN, all_changed, changed, fenced, hold, insert, of_attempt, tell
 
 MAX_FAILURES = 3
 """So many crashes in a row without checkpoint progress, and the job is poison."""
-WORKER_FRESH_SECONDS = 60.0
-"""A worker that was seen so recently is there."""
-WORKER_FORGOTTEN_SECONDS = 24 * 3600.0
-
-Device = Literal["cpu", "gpu"]
-_SERVES: Mapping[str, tuple[Device, ...]] = {"cpu": ("cpu",), "gpu": ("gpu", "cpu")}
 _METRICS_AT_ONCE = 500
-_PLAIN = {"synchronize_session": False}
-
-
-def serves(worker_device: str) -> tuple[Device, ...]:
-    """The queues of a worker, first choice first: one with a GPU takes what waits for a CPU when its own is empty."""
-    return _SERVES.get(worker_device, ("cpu",))
 
 
 # --- what goes in and comes out ---------------------------------------------------------------------------------------
@@ -147,7 +124,9 @@ def submit(
     wrong = check_references(session, owner, spec)
     if wrong:
         raise Invalid.of(wrong)
-    waiting = session.scalar(select(func.count()).where(Job.owner == owner, Job.status == "queued")) or 0
+    # Those that are paused too: each may be put back into the queue at any time, and is never refused then.
+    unfinished = select(func.count()).where(Job.owner == owner, Job.status.in_(("queued", "paused")))
+    waiting = session.scalar(unfinished) or 0
     if waiting >= max_queued:
         raise Overloaded(
             f"{waiting} jobs are waiting already",
@@ -172,7 +151,7 @@ def submit(
     if idempotency_key is not None:
         row = {"owner": owner, "key": idempotency_key, "body_sha256": body_sha256, "job_id": job.id}
         mine = session.execute(
-            _insert(session, IdempotencyKey)
+            insert(session, IdempotencyKey)
             .values(**row, created_at=utc_now())
             .on_conflict_do_nothing()
             .returning(IdempotencyKey.job_id)
@@ -181,7 +160,7 @@ def submit(
             return _same_job(session, session.get_one(IdempotencyKey, (owner, idempotency_key)), body_sha256), False
     session.add(job)
     session.flush()
-    _tell(session, job.id, 0, "queued", f"Waiting for a {device.upper()} worker.", {"device": device})
+    tell(session, job.id, 0, "queued", f"Waiting for a {device.upper()} worker.", {"device": device})
     session.flush()
     return job, True
 
@@ -199,25 +178,20 @@ def _same_job(session: Session, known: IdempotencyKey, body_sha256: str) -> Job:
     return job
 
 
-def _device(session: Session, spec: JobSpec) -> Device:
+def _device(session: Session, spec: JobSpec) -> workers.Device:
     match spec.resources.device:
         case "cpu" | "gpu" as device:
             return device
         case "auto":
-            return "gpu" if "gpu" in _workers_there(session) else "cpu"
+            return "gpu" if "gpu" in workers.there(session) else "cpu"
         case other:
             assert_never(other)
 
 
-def _waiting_reason(session: Session, device: Device) -> str:
-    if any(device in serves(kind) for kind in _workers_there(session)):
+def _waiting_reason(session: Session, device: str) -> str:
+    if any(device in workers.serves(kind) for kind in workers.there(session)):
         return f"waiting for a free {device.upper()} worker"
-    return f"no {device.upper()} worker has been seen in the last {WORKER_FRESH_SECONDS:.0f} seconds"
-
-
-def _workers_there(session: Session) -> set[str]:
-    fresh = select(Worker.device).where(Worker.seen_at > db_now() - WORKER_FRESH_SECONDS)
-    return set(session.scalars(fresh))
+    return f"no {device.upper()} worker has been seen in the last {workers.FRESH_SECONDS:.0f} seconds"
 
 
 # --- what a person asks -----------------------------------------------------------------------------------------------
@@ -228,29 +202,75 @@ def request_cancel(session: Session, job: Job) -> None:
 
     Raises `Conflict` (`illegal_transition`) if it has succeeded or failed.
     """
-    now = _changed(
-        session, update(Job).where(Job.id == job.id, Job.status.in_(("queued", "paused"))), **_ended("cancelled")
-    )
-    if now is not None:
-        _tell(session, job.id, now.attempt, "cancelled", "Cancelled before it ran on.")
-    else:
-        now = _changed(
-            session,
-            update(Job).where(Job.id == job.id, Job.status.in_(("running", "pausing"))),
-            status="cancelling",
-        )
-        if now is not None:
-            _tell(session, job.id, now.attempt, "cancel_requested", "The worker has been asked to stop.")
+    match hold(session, job):
+        case "queued" | "paused":
+            _asked(session, job, "cancelled", "Cancelled before it ran on.", **_ended("cancelled"))
+        case "running" | "pausing":
+            _asked(session, job, "cancel_requested", "The worker has been asked to stop.", status="cancelling")
+        case "cancelling" | "cancelled":
+            session.refresh(job)
+        case "succeeded" | "failed" as end:
+            raise Conflict(f"this job has {end} already", code="illegal_transition")
+        case other:
+            assert_never(other)
+
+
+def request_pause(session: Session, job: Job) -> None:
+    """Pause now if it waits, or have its worker write a checkpoint and stop. To ask again changes nothing.
+
+    Raises `Conflict` (`illegal_transition`) if it is being cancelled, or has ended.
+    """
+    match hold(session, job):
+        case "queued":
+            _asked(session, job, "paused", "Paused while it waited; what was saved is kept.", **_paused())
+        case "running":
+            _asked(session, job, "pause_requested", "Its worker writes a checkpoint and stops.", status="pausing")
+        case "pausing" | "paused":
+            session.refresh(job)
+        case "cancelling" | "succeeded" | "failed" | "cancelled" as status:
+            raise _too_late(status)
+        case other:
+            assert_never(other)
+
+
+def request_resume(session: Session, job: Job) -> None:
+    """Put a paused job back into the queue; whoever asks rings for it after the commit. To ask again changes nothing.
+
+    One whose trainer has not stopped yet is running again: where the trainer has been told to stop already it is
+    released, and waits, as soon as it has. Raises `Conflict` as `request_pause` does.
+    """
+    match hold(session, job):
+        case "paused":
+            values = {"status": "queued", "waiting_reason": _waiting_reason(session, job.device), "rung_at": None}
+            message = f"Resumed: waiting for a {job.device.upper()} worker, to go on from what was saved."
+            _asked(session, job, "resume_requested", message, **values)
+        case "pausing":
+            _asked(session, job, "resume_requested", "Resumed before it had stopped: it goes on.", status="running")
+        case "queued" | "running":
+            session.refresh(job)
+        case "cancelling" | "succeeded" | "failed" | "cancelled" as status:
+            raise _too_late(status)
+        case other:
+            assert_never(other)
+
+
+def _asked(session: Session, job: Job, code: str, message: str, **values: Any) -> None:
+    """What a person has asked for, done to the row that `hold` holds."""
+    all_changed(session, update(Job).where(Job.id == job.id), **values)
     session.refresh(job)
-    if job.status in ("succeeded", "failed"):
-        raise Conflict(f"this job has {job.status} already", code="illegal_transition")
+    tell(session, job.id, job.attempt, code, message)
+
+
+def _too_late(status: JobStatus) -> Conflict:
+    what = {"cancelling": "is being cancelled", "cancelled": "was cancelled"}.get(status, f"has {status} already")
+    return Conflict(f"this job {what}", code="illegal_transition", hint="rerun it to have it done anew")
 
 
 def delete(session: Session, job: Job) -> None:
     """Forget an ended job, its events and metrics. Its student stays. Raises `Conflict` (`illegal_transition`)."""
     done = session.execute(
         delete_rows(Job).where(Job.id == job.id, Job.status.in_(ENDED)).returning(Job.id),
-        execution_options=_PLAIN,
+        execution_options=PLAIN,
     ).one_or_none()
     if done is None:
         raise Conflict(f"this job is {job.status}", code="illegal_transition", hint="cancel it first")
@@ -289,20 +309,20 @@ def claim(
             waiting_reason=None,
             version=Job.version + 1,
         ).returning(Job.owner, Job.name, Job.attempt, Job.device, Job.resolved_spec),
-        execution_options=_PLAIN,
+        execution_options=PLAIN,
     ).one_or_none()
     if row is None:
         return None
     message = "Started." if row.attempt == 1 else f"Attempt {row.attempt} goes on from what was saved."
-    _tell(session, job_id, row.attempt, "started", message, {"worker": worker})
+    tell(session, job_id, row.attempt, "started", message, {"worker": worker})
     return Claimed(job_id, row.owner, row.name, row.attempt, row.device, row.resolved_spec)
 
 
 def heartbeat(session: Session, job_id: str, attempt: int, ttl: float) -> JobStatus | None:
     """Renew the lease; the job's status, or None if this attempt has lost the job and must stop at once."""
     return session.execute(
-        _of_attempt(job_id, attempt).values(lease_until=db_now() + ttl).returning(Job.status),
-        execution_options=_PLAIN,
+        of_attempt(job_id, attempt).values(lease_until=db_now() + ttl).returning(Job.status),
+        execution_options=PLAIN,
     ).scalar_one_or_none()
 
 
@@ -327,24 +347,24 @@ def record(
         seen |= {"version": Job.version + 1}
     # With nothing to see the update changes nothing: it is there to hold the row, so that no other attempt begins
     # before this transaction ends.
-    _fenced(session, _of_attempt(job_id, attempt), **(seen or {"attempt": attempt}))
+    fenced(session, of_attempt(job_id, attempt), **(seen or {"attempt": attempt}))
     _upsert(session, job_id, attempt, metrics)
     for code, message, data in events:
-        _tell(session, job_id, attempt, code, message, data)
+        tell(session, job_id, attempt, code, message, data)
 
 
 def checkpointed(session: Session, job_id: str, attempt: int) -> None:
     """There is progress to go on from: earlier crashes no longer count. Raises `Fenced`."""
-    _fenced(session, _of_attempt(job_id, attempt), failures=0)
+    fenced(session, of_attempt(job_id, attempt), failures=0)
 
 
 def succeed(
     session: Session, job_id: str, attempt: int, student: NewStudent, events: Sequence[Happening] = ()
 ) -> Student:
     """The one end at which a student becomes visible. Raises `Fenced`, also if somebody has asked to cancel."""
-    now = _fenced(
+    now = fenced(
         session,
-        _of_attempt(job_id, attempt, "running", "pausing"),
+        of_attempt(job_id, attempt, "running", "pausing"),
         **_ended("succeeded"),
         student_id=student.id,
         progress=1.0,
@@ -361,9 +381,9 @@ def succeed(
         report=student.report,
     )
     session.add(row)
-    _tell(session, job_id, attempt, "succeeded", "The student is published.", {"student_id": student.id})
+    tell(session, job_id, attempt, "succeeded", "The student is published.", {"student_id": student.id})
     for code, message, data in events:
-        _tell(session, job_id, attempt, code, message, data)
+        tell(session, job_id, attempt, code, message, data)
     session.flush()
     return row
 
@@ -380,23 +400,26 @@ def fail(
 ) -> None:
     """The job cannot go on, however often it is tried. Raises `Fenced`, also if somebody has asked to cancel."""
     error = {"code": code, "message": message, "hint": hint, "pointer": pointer}
-    _fenced(session, _of_attempt(job_id, attempt, "running", "pausing"), **_ended("failed"), error=error)
-    _tell(session, job_id, attempt, "failed", message, {"code": code})
+    fenced(session, of_attempt(job_id, attempt, "running", "pausing"), **_ended("failed"), error=error)
+    tell(session, job_id, attempt, "failed", message, {"code": code})
 
 
 def cancelled(session: Session, job_id: str, attempt: int) -> None:
     """The trainer has stopped as it was asked to. Raises `Fenced` if nobody had asked."""
-    _fenced(session, _of_attempt(job_id, attempt, "cancelling"), **_ended("cancelled"))
-    _tell(session, job_id, attempt, "cancelled", "Cancelled; nothing was published.")
+    fenced(session, of_attempt(job_id, attempt, "cancelling"), **_ended("cancelled"))
+    tell(session, job_id, attempt, "cancelled", "Cancelled; nothing was published.")
 
 
 def release(session: Session, job_id: str, attempt: int, reason: str = "its worker is shutting down") -> JobStatus:
-    """Give the job back, through no fault of its own; its new status. Raises `Fenced`."""
+    """Give the job back, through no fault of its own; its new status. Raises `Fenced`.
+
+    `reason` is for people: why its worker stops although nobody has asked to pause or to cancel.
+    """
     stopped = _stopped(session, job_id, attempt)
     if stopped is not None:
         return stopped
-    _fenced(session, _of_attempt(job_id, attempt, "running"), **_without_lease("queued"), rung_at=None)
-    _tell(session, job_id, attempt, "released", f"Waiting again: {reason}. It does not count as a failure.")
+    fenced(session, of_attempt(job_id, attempt, "running"), **_waiting_again())
+    tell(session, job_id, attempt, "released", f"Waiting again: {reason}. It does not count as a failure.")
     return "queued"
 
 
@@ -408,21 +431,23 @@ def crashed(session: Session, job_id: str, attempt: int, reason: str) -> JobStat
     stopped = _stopped(session, job_id, attempt)
     if stopped is not None:
         return stopped
-    running = _of_attempt(job_id, attempt, "running")
-    if _changed(session, running.where(Job.failures + 1 >= MAX_FAILURES), **_poisoned(reason)) is not None:
+    running = of_attempt(job_id, attempt, "running")
+    if changed(session, running.where(Job.failures + 1 >= MAX_FAILURES), **_poisoned(reason)) is not None:
         _tell_poison(session, job_id, attempt, reason)
         return "failed"
-    failures = _fenced(session, running, **_again()).failures
-    _tell(session, job_id, attempt, "crashed", f"Waiting again: {reason}.", {"failures": failures})
+    failures = fenced(session, running, **_failed_once()).failures
+    tell(session, job_id, attempt, "crashed", f"Waiting again: {reason}.", {"failures": failures})
     return "queued"
 
 
 def _stopped(session: Session, job_id: str, attempt: int) -> JobStatus | None:
-    """A job whose trainer was being stopped anyway has now stopped, however that came about."""
+    """A job whose trainer was being stopped anyway has now stopped, however that came about. Raises `Fenced`."""
+    # It changes nothing, and holds the row: nobody may ask for something else between here and the end.
+    fenced(session, of_attempt(job_id, attempt), attempt=attempt)
     for status, values, message in _STOPS:
-        if _changed(session, _of_attempt(job_id, attempt, status), **values()) is not None:
+        if changed(session, of_attempt(job_id, attempt, status), **values()) is not None:
             end: JobStatus = values()["status"]
-            _tell(session, job_id, attempt, end, f"{message}.")
+            tell(session, job_id, attempt, end, f"{message}.")
             return end
     return None
 
@@ -446,16 +471,16 @@ def _reap(session: Session, job_id: str | None) -> int:
         over = over.where(Job.id == job_id)
     settled = 0
     for status, values, message in _STOPS:
-        for row in _all_changed(session, over.where(Job.status == status), **values()):
-            _tell(session, row.id, row.attempt, values()["status"], f"{message}; its worker did not answer any more.")
+        for row in all_changed(session, over.where(Job.status == status), **values()):
+            tell(session, row.id, row.attempt, values()["status"], f"{message}; its worker did not answer any more.")
             settled += 1
     running = over.where(Job.status == "running")
     reason = "its worker fell silent and lost the lease"
-    for row in _all_changed(session, running.where(Job.failures + 1 >= MAX_FAILURES), **_poisoned(reason)):
+    for row in all_changed(session, running.where(Job.failures + 1 >= MAX_FAILURES), **_poisoned(reason)):
         _tell_poison(session, row.id, row.attempt, reason)
         settled += 1
-    for row in _all_changed(session, running, **_again()):
-        _tell(session, row.id, row.attempt, "lease_lost", f"Waiting again: {reason}.", {"failures": row.failures})
+    for row in all_changed(session, running, **_failed_once()):
+        tell(session, row.id, row.attempt, "lease_lost", f"Waiting again: {reason}.", {"failures": row.failures})
         settled += 1
     return settled
 
@@ -464,7 +489,7 @@ def _expired() -> tuple[Any, ...]:
     return Job.status.in_(ALIVE), or_(Job.lease_until.is_(None), Job.lease_until < db_now())
 
 
-# --- ringing and workers ----------------------------------------------------------------------------------------------
+# --- ringing ----------------------------------------------------------------------------------------------------------
 
 
 def sweep(database: Database, doorbell: Bell, settings: Settings) -> None:  # noqa: ARG001 - the lease's length is in its row
@@ -495,7 +520,7 @@ def to_ring(session: Session, older_than: float = 60.0, limit: int = 100) -> lis
     Only for devices with a free slot: a bell is heard by nobody else, and bells that nobody hears would pile up in the
     broker for as long as a long job runs.
     """
-    devices = _free_devices(session)
+    devices = workers.free(session)
     if not devices:
         return []
     silent = or_(Job.rung_at.is_(None), Job.rung_at < db_now() - older_than)
@@ -508,56 +533,12 @@ def to_ring(session: Session, older_than: float = 60.0, limit: int = 100) -> lis
     )
     rows = session.execute(
         update(Job).where(Job.id.in_(wanted)).values(rung_at=db_now()).returning(Job.id, Job.device, Job.priority),
-        execution_options=_PLAIN,
+        execution_options=PLAIN,
     ).all()
     return [(row.id, row.device) for row in sorted(rows, key=lambda row: (-row.priority, row.id))]
 
 
-def _free_devices(session: Session) -> set[Device]:
-    fresh = select(Worker.device, Worker.slots, Worker.jobs).where(Worker.seen_at > db_now() - WORKER_FRESH_SECONDS)
-    return {device for kind, slots, jobs in session.execute(fresh) if len(jobs) < slots for device in serves(kind)}
-
-
-def worker_seen(
-    session: Session,
-    *,
-    worker_id: str,
-    host: str,
-    pid: int,
-    device: Device,
-    device_name: str,
-    slots: int,
-    jobs: Sequence[str],
-) -> None:
-    """A worker says that it is there. Those that have said nothing for a day are forgotten."""
-    insert = _insert(session, Worker).values(
-        id=worker_id,
-        host=host[:255],
-        pid=pid,
-        device=device,
-        device_name=device_name[:200],
-        slots=slots,
-        jobs=list(jobs),
-        started_at=utc_now(),
-        seen_at=db_now(),
-    )
-    session.execute(
-        insert.on_conflict_do_update(index_elements=["id"], set_={"jobs": insert.excluded.jobs, "seen_at": db_now()})
-    )
-    forgotten = delete_rows(Worker).where(Worker.seen_at < db_now() - WORKER_FORGOTTEN_SECONDS)
-    session.execute(forgotten, execution_options=_PLAIN)
-
-
-def worker_left(session: Session, worker_id: str) -> None:
-    """A worker has ended in order."""
-    session.execute(delete_rows(Worker).where(Worker.id == worker_id), execution_options=_PLAIN)
-
-
-# --- how a row changes ------------------------------------------------------------------------------------------------
-
-
-def _of_attempt(job_id: str, attempt: int, *statuses: JobStatus) -> Update:
-    return update(Job).where(Job.id == job_id, Job.attempt == attempt, Job.status.in_(statuses or ALIVE))
+# --- what a row is given ----------------------------------------------------------------------------------------------
 
 
 def _ended(status: JobStatus) -> dict[str, Any]:
@@ -565,13 +546,18 @@ def _ended(status: JobStatus) -> dict[str, Any]:
     return {"status": status, **over}
 
 
-def _without_lease(status: JobStatus) -> dict[str, Any]:
-    reason = "waiting for a free worker" if status == "queued" else None
-    return {"status": status, "lease_until": None, "worker": None, "eta_seconds": None, "waiting_reason": reason}
+def _paused() -> dict[str, Any]:
+    """Progress and the time that is left stay: they will be true again when it runs."""
+    return {"status": "paused", "lease_until": None, "worker": None, "waiting_reason": None}
 
 
-def _again() -> dict[str, Any]:
-    return {**_without_lease("queued"), "failures": Job.failures + 1, "rung_at": None}
+def _waiting_again() -> dict[str, Any]:
+    gone = {"lease_until": None, "worker": None, "eta_seconds": None, "rung_at": None}
+    return {"status": "queued", "waiting_reason": "waiting for a free worker", **gone}
+
+
+def _failed_once() -> dict[str, Any]:
+    return {**_waiting_again(), "failures": Job.failures + 1}
 
 
 def _poisoned(reason: str) -> dict[str, Any]:
@@ -587,48 +573,12 @@ def _poisoned(reason: str) -> dict[str, Any]:
 # What becomes of a job that was being stopped, and the sentence of its event.
 _STOPS: tuple[tuple[JobStatus, Callable[[], dict[str, Any]], str], ...] = (
     ("cancelling", lambda: _ended("cancelled"), "Cancelled, and nothing was published"),
-    ("pausing", lambda: _without_lease("paused"), "Paused with a checkpoint"),
+    ("pausing", _paused, "Paused, and what was saved is kept"),
 )
 
 
-class _Row(NamedTuple):
-    id: str
-    attempt: int
-    failures: int
-    owner: str
-    name: str
-
-
-def _all_changed(session: Session, statement: Update, **values: Any) -> list[_Row]:
-    """What `statement` finds is given `values` and, as its readers must see it, a new version."""
-    if "status" in values:
-        values["version"] = Job.version + 1
-    rows = session.execute(
-        statement.values(**values).returning(Job.id, Job.attempt, Job.failures, Job.owner, Job.name),
-        execution_options=_PLAIN,
-    )
-    return [_Row(*row) for row in rows]
-
-
-def _changed(session: Session, statement: Update, **values: Any) -> _Row | None:
-    return next(iter(_all_changed(session, statement, **values)), None)
-
-
-def _fenced(session: Session, statement: Update, **values: Any) -> _Row:
-    row = _changed(session, statement, **values)
-    if row is None:
-        raise Fenced("this attempt no longer holds the job")
-    return row
-
-
-def _tell(
-    session: Session, job_id: str, attempt: int, code: str, message: str, data: Mapping[str, Any] | None = None
-) -> None:
-    session.add(Event(job_id=job_id, attempt=attempt, code=code[:64], message=message, data=dict(data or {})))
-
-
 def _tell_poison(session: Session, job_id: str, attempt: int, reason: str) -> None:
-    _tell(session, job_id, attempt, "failed", f"Failed {MAX_FAILURES} times in a row: {reason}.", {"code": "poison"})
+    tell(session, job_id, attempt, "failed", f"Failed {MAX_FAILURES} times in a row: {reason}.", {"code": "poison"})
 
 
 def _upsert(session: Session, job_id: str, attempt: int, metrics: Sequence[Point]) -> None:
@@ -641,16 +591,10 @@ def _upsert(session: Session, job_id: str, attempt: int, metrics: Sequence[Point
     }
     points = list(rows.values())
     for start in range(0, len(points), _METRICS_AT_ONCE):
-        insert = _insert(session, Metric).values(points[start : start + _METRICS_AT_ONCE])
+        several = insert(session, Metric).values(points[start : start + _METRICS_AT_ONCE])
         session.execute(
-            insert.on_conflict_do_update(
+            several.on_conflict_do_update(
                 index_elements=["job_id", "name", "arm", "stage", "phase", "step"],
-                set_={"value": insert.excluded.value, "attempt": insert.excluded.attempt},
+                set_={"value": several.excluded.value, "attempt": several.excluded.attempt},
             )
         )
-
-
-def _insert(session: Session, table: type[Metric] | type[Worker] | type[IdempotencyKey]) -> Any:
-    """The dialect's own INSERT, which has ON CONFLICT."""
-    dialect = session.get_bind().dialect.name
-    return (postgresql if dialect == "postgresql" else sqlite).insert(table.__table__)

@@ -19,7 +19,11 @@ class Settings(BaseSettings):
     broker_url: str = Field("", description="Celery broker (redis://, redis+socket://); empty: no broker, workers poll")
     artifacts_url: str = Field("", description="fsspec URL (s3://bucket/prefix); empty: a folder in the data folder")
     models_dir: Path | None = Field(None, description="`file:` references resolve below it; only the operator fills it")
-    secret_key: SecretStr | None = Field(None, description="signs cookies and encrypts secrets; not needed by workers")
+    secret_key: SecretStr | None = Field(
+        None,
+        description="encrypts secrets: 32 characters or more; several, newest first, separated by commas; "
+        "none: the data folder's secret.key, which is made. Not needed by workers",
+    )
 
     lease_ttl: float = Field(30.0, gt=0, description="a job whose worker is silent for so long is taken over")
     sweep_interval: float = Field(
@@ -43,6 +47,10 @@ class Settings(BaseSettings):
     )
     max_queued_jobs: int = Field(10_000, ge=1, description="jobs that one owner may have waiting")
     allowed_hosts: list[str] = Field(default=["*"], description="Host headers that are answered")
+    egress_allow: str = Field(
+        "", description="hosts and networks, separated by commas, that may be called though they are not public"
+    )
+    egress_http: bool = Field(default=False, description="webhooks may be called without TLS")
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -71,6 +79,10 @@ class Settings(BaseSettings):
     def jobs_folder(self) -> Path:
         """Where attempts work: `jobs/<job id>/attempts/<n>/`. Private to workers; gone when the job has ended."""
         return self.data_dir.resolve() / "jobs"
+
+    @property
+    def secret_key_file(self) -> Path:
+        return self.data_dir.resolve() / "secret.key"
 
     @property
     def cache_folder(self) -> Path:

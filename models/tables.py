@@ -1,7 +1,7 @@
 """What is remembered. One class a table; times are UTC; ids carry a prefix that says what they name and sort by time.
 
-Key · Dataset · Teacher · Job ─< Event, Metric · Student · Deployment ─< DeploymentChange, ArmCount, Prediction ·
-IdempotencyKey · Worker
+Key ─< BrowserSession · Dataset · Teacher · Job ─< Event, Metric · Student ·
+Deployment ─< DeploymentChange, ArmCount, Prediction · IdempotencyKey · Worker · Secret · Webhook ─< Delivery
 """
 
 import os
@@ -34,7 +34,9 @@ ENDED: tuple[JobStatus, ...] = ("succeeded", "failed", "cancelled")
 ALIVE: tuple[JobStatus, ...] = ("running", "pausing", "cancelling")
 """A worker holds a lease on it."""
 
-Prefix = Literal["ds", "tc", "job", "st", "dep", "key", "wk", "pr"]
+DeliveryStatus = Literal["pending", "delivered", "failed"]
+
+Prefix = Literal["ds", "tc", "job", "st", "dep", "key", "wk", "pr", "wh", "dl"]
 
 
 class _Ulids:
@@ -109,6 +111,19 @@ class Key(Table):
     expires_at: Mapped[datetime | None]
     last_used_at: Mapped[datetime | None]
     revoked_at: Mapped[datetime | None]
+
+
+class BrowserSession(Table):
+    """A browser that is signed in with a key, or a link that signs one in. Only the hash of its token is kept."""
+
+    __tablename__ = "browser_sessions"
+
+    token_sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    kind: Mapped[str] = mapped_column(String(8))
+    """link or session."""
+    key_id: Mapped[str] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"), index=True)
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    expires_at: Mapped[datetime] = mapped_column(index=True)
 
 
 class Dataset(Table):
@@ -348,3 +363,66 @@ class Worker(Table):
     started_at: Mapped[datetime] = mapped_column(default=utc_now)
     seen_at: Mapped[float] = mapped_column(Float(53))
     """Seconds since 1970 on the database's clock."""
+
+
+class Secret(Table):
+    """Something that nobody is shown again, encrypted. `models.secrets` alone reads and writes it."""
+
+    __tablename__ = "secrets"
+
+    owner: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    """Of an owner's own choice; one with a slash is ours, and in no list."""
+    sealed: Mapped[str] = mapped_column(Text)
+    key_id: Mapped[str] = mapped_column(String(16), index=True)
+    """Which key it is encrypted with."""
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    updated_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Webhook(Table):
+    """An address that is told of events: of all of an owner's jobs and deployments, or of one job."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (Index("webhooks_of_owner", "owner", "job_id"),)
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    owner: Mapped[str] = mapped_column(String(64))
+    url: Mapped[str] = mapped_column(Text)
+    events: Mapped[list[str]]
+    secret: Mapped[str] = mapped_column(String(64))
+    """The name of the secret that signs."""
+    job_id: Mapped[str | None] = mapped_column(Id, index=True)
+    """Only this job's events, as its spec asks; no foreign key, so that what is under way outlives the job's row."""
+    disabled_at: Mapped[datetime | None]
+    disabled_reason: Mapped[str | None] = mapped_column(String(200))
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+
+
+class Delivery(Table):
+    """One event for one webhook: the outbox, and the log of what became of it."""
+
+    __tablename__ = "deliveries"
+    __table_args__ = (
+        Index("deliveries_due", "status", "next_at"),
+        Index("deliveries_of_webhook", "webhook_id", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    """Sent as `webhook-id` with every attempt."""
+    webhook_id: Mapped[str] = mapped_column(ForeignKey("webhooks.id", ondelete="CASCADE"))
+    type: Mapped[str] = mapped_column(String(32))
+    body: Mapped[str] = mapped_column(Text)
+    """The bytes that are signed and sent, the same with every attempt."""
+    status: Mapped[DeliveryStatus] = mapped_column(String(16), default="pending")
+    attempts: Mapped[int] = mapped_column(default=0)
+    """Of sending it; the fencing token: what an attempt writes down counts only while no other one has begun."""
+    failures: Mapped[int] = mapped_column(default=0)
+    """In a row: how far the schedule of retries has come."""
+    next_at: Mapped[float | None] = mapped_column(Float(53))
+    """Seconds since 1970 on the database's clock; while it is being sent, when it is given to somebody else."""
+    last_status_code: Mapped[int | None]
+    last_error: Mapped[str | None] = mapped_column(String(200))
+    created_at: Mapped[datetime] = mapped_column(default=utc_now)
+    attempted_at: Mapped[datetime | None]
+    ended_at: Mapped[datetime | None] = mapped_column(index=True)

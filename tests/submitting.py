@@ -6,7 +6,7 @@ from models import lifecycle, specs
 from models.database import Database
 
 
-def submit(database: Database, body: dict[str, Any]) -> str:
+def submit(database: Database, body: dict[str, Any], *, max_queued: int = 10_000) -> str:
     """The id of a new job of the owner `default`."""
     spec = specs.parse_job(body)
     with database.writing() as session:
@@ -19,6 +19,6 @@ def submit(database: Database, body: dict[str, Any]) -> str:
             estimates=None,
             idempotency_key=None,
             body_sha256="",
-            max_queued=10_000,
+            max_queued=max_queued,
         )
         return job.id

@@ -21,7 +21,7 @@ import structlog
 from celery import signals
 from sqlalchemy.exc import SQLAlchemyError
 
-from models import lifecycle, logs
+from models import lifecycle, logs, workers
 from models.artifacts import Store
 from models.database import Database
 from models.errors import LimbeckError
@@ -169,7 +169,7 @@ def _consumer(supervisor: Supervisor) -> Any:
         hostname=f"{supervisor.worker_id}@{socket.gethostname()}",
         pool_cls="threads",
         concurrency=supervisor.settings.slots,
-        queues=[queue_name(device) for device in lifecycle.serves(supervisor.device)],
+        queues=[queue_name(device) for device in workers.serves(supervisor.device)],
         without_gossip=True,
         without_mingle=True,
         without_heartbeat=True,
@@ -185,7 +185,7 @@ def _sweep(supervisor: Supervisor, doorbell: Doorbell, device_name: str) -> None
     while True:
         try:
             with supervisor.database.writing() as session:
-                lifecycle.worker_seen(
+                workers.seen(
                     session,
                     worker_id=supervisor.worker_id,
                     host=socket.gethostname(),
@@ -209,7 +209,7 @@ def _sweep(supervisor: Supervisor, doorbell: Doorbell, device_name: str) -> None
 def _say_goodbye(supervisor: Supervisor) -> None:
     try:
         with supervisor.database.writing() as session:
-            lifecycle.worker_left(session, supervisor.worker_id)
+            workers.left(session, supervisor.worker_id)
     except SQLAlchemyError as error:
         log.warning("goodbye_not_stored", error=type(error).__name__)
 

@@ -1,8 +1,8 @@
 """What stands between a job's row and the process that trains it. Loads no torch.
 
 `Supervisor.serve` claims a job, spawns a trainer in a process group of its own, renews the lease, stores what the
-trainer reports, and ends the attempt: succeeded, failed, cancelled, released or crashed. It alone writes to the
-database, and each write carries the attempt's number. If the lease cannot be renewed, the trainer is killed before
+trainer reports, and ends the attempt: succeeded, failed, cancelled, paused, released or crashed. It alone writes to
+the database, and each write carries the attempt's number. If the lease cannot be renewed, the trainer is killed before
 anyone else may claim.
 """
 
@@ -24,7 +24,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
-from models import deployments, lifecycle, references
+from models import deployments, lifecycle, references, workers
 from models.artifacts import Manifest, Store, read_manifest
 from models.database import Database
 from models.errors import ArtifactDamaged, Conflict, Fenced, LimbeckError, Missing, StorageFailure
@@ -76,7 +76,7 @@ class Supervisor:
         bell: Bell,
         worker_id: str,
         *,
-        device: lifecycle.Device = "cpu",
+        device: workers.Device = "cpu",
         gpus: Sequence[str] = (),
         trainer: Sequence[str] = TRAINER,
         checkpoint_seconds: float = 30.0,
@@ -86,7 +86,7 @@ class Supervisor:
         self.store = store
         self.bell = bell
         self.worker_id = worker_id
-        self.device: lifecycle.Device = device
+        self.device: workers.Device = device
         self.gpus = tuple(gpus)
         self.trainer = tuple(trainer)
         self.checkpoint_seconds = checkpoint_seconds
@@ -114,7 +114,7 @@ class Supervisor:
             self._free.release()
 
     def _serve(self) -> bool:
-        for device in lifecycle.serves(self.device):
+        for device in workers.serves(self.device):
             with self.database.reading() as session:
                 waiting = lifecycle.next_claimable(session, device)
             for job_id in waiting:
@@ -200,7 +200,8 @@ class _Attempt:
         return Assignment(
             job_id=self.claimed.job_id,
             attempt=self.claimed.attempt,
-            spec=spec,
+            # Its address may be a secret, and what a student is does not depend on who is told of it.
+            spec=spec.model_copy(update={"webhook": None}),
             datasets=self._datasets(spec),
             checkpoints_of_models=self._models(spec),
             models_folder=self.at.settings.models_folder,
@@ -330,8 +331,10 @@ class _Attempt:
                     )
                 )
             case StoppedLine() | None if self.asked is not None:
-                # Which of the two it was asked for, the row knows best.
-                self._settle(lambda session: lifecycle.release(session, job_id, attempt))
+                # What it was asked for, the row knows best: whoever paused it may have resumed it meanwhile.
+                leaving = self.at.draining.is_set()
+                reason = "its worker is shutting down" if leaving else "it was resumed while its trainer was stopping"
+                self._settle(lambda session: lifecycle.release(session, job_id, attempt, reason))
             case StoppedLine() | None:
                 self.log.warning("trainer_died", status=status, stderr=tail)
                 how = f"died of signal {-status}" if status < 0 else f"ended with status {status}"

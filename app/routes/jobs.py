@@ -1,4 +1,4 @@
-"""Jobs: asking for a distillation, watching it, stopping it.
+"""Jobs: asking for a distillation, watching it, pausing it, stopping it.
 
 Long-polls and event streams are async: between two looks at the database, in a thread, they hold no session.
 """
@@ -7,7 +7,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -15,7 +15,6 @@ from fastapi import APIRouter, Body, Header, Query, Request, Response, status
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from sqlalchemy import select
-from sqlalchemy.orm import Session
 from starlette.concurrency import run_in_threadpool
 
 from app import security, views
@@ -28,14 +27,15 @@ from app.dependencies import (
     WriteSession,
     page_of,
 )
+from app.routes import series, webhooks
 from app.routes.estimates import estimate
 from app.security import Caller, Principal, needs, only_own
 from models import lifecycle, specs
-from models.database import Database
+from models.database import Database, after_commit
 from models.errors import Invalid, Missing, Problem
 from models.queue import Doorbell
 from models.settings import Settings
-from models.tables import ENDED, Event, Job, JobStatus, Metric
+from models.tables import ENDED, Event, Job, JobStatus
 
 router = APIRouter(tags=["jobs"])
 
@@ -56,13 +56,14 @@ def create_job(
     database: DatabaseHere,
     doorbell: DoorbellHere,
     settings: SettingsHere,
+    checked: webhooks.CheckHere,
     who: Caller,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> views.Job:
     """Submit a job. With the same `Idempotency-Key` and body it is the same job, however often it is sent."""
     spec = specs.parse_job(document)
     wanted = _Wanted(who.owner, document, spec, specs.resolve(spec), idempotency_key, _digest(document))
-    job = _enqueue(wanted, database, doorbell, settings)
+    job = _enqueue(wanted, database, doorbell, settings, checked)
     response.headers["Location"] = f"/jobs/{job.id}"
     return _tagged(response, job)
 
@@ -74,6 +75,7 @@ def rerun_job(
     database: DatabaseHere,
     doorbell: DoorbellHere,
     settings: SettingsHere,
+    checked: webhooks.CheckHere,
     who: Caller,
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=255)] = None,
 ) -> views.Job:
@@ -89,20 +91,28 @@ def rerun_job(
             _digest({"rerun_of": job_id}),
             rerun_of=job_id,
         )
-    job = _enqueue(wanted, database, doorbell, settings)
+    job = _enqueue(wanted, database, doorbell, settings, checked)
     response.headers["Location"] = f"/jobs/{job.id}"
     return _tagged(response, job)
 
 
 @router.post("/jobs/validate", openapi_extra=needs("jobs"))
 def validate_job(
-    document: Annotated[Any, Body(description="a JobSpec")], session: ReadSession, settings: SettingsHere, who: Caller
+    document: Annotated[Any, Body(description="a JobSpec")],
+    session: ReadSession,
+    settings: SettingsHere,
+    checked: webhooks.CheckHere,
+    who: Caller,
 ) -> views.Validation:
     """What would happen with this spec. Never creates anything; 422 with every problem at once if it could not run."""
     spec = specs.parse_job(document)
     resolved = specs.resolve(spec)
     estimates = estimate(spec, resolved, settings.models_folder)
-    problems = [*estimates.problems, *lifecycle.check_references(session, who.owner, spec)]
+    problems = [
+        *estimates.problems,
+        *_webhook_problems(checked, who.owner, spec),
+        *lifecycle.check_references(session, who.owner, spec),
+    ]
     if problems:
         raise Invalid.of(problems)
     return views.Validation(
@@ -119,8 +129,26 @@ def cancel_job(job_id: str, session: WriteSession, response: Response, who: Call
     """Cancelled at once if it waits; if it runs, within a heartbeat or so. To cancel again is the same."""
     job = security.find(session, Job, job_id, who)
     lifecycle.request_cancel(session, job)
-    session.flush()
-    session.refresh(job)
+    return _tagged(response, job)
+
+
+@router.post("/jobs/{job_id}/pause", status_code=status.HTTP_202_ACCEPTED, openapi_extra=needs("jobs"))
+def pause_job(job_id: str, session: WriteSession, response: Response, who: Caller) -> views.Job:
+    """Paused at once if it waits; if it runs, soon, and with a checkpoint. To pause again is the same."""
+    job = security.find(session, Job, job_id, who)
+    lifecycle.request_pause(session, job)
+    return _tagged(response, job)
+
+
+@router.post("/jobs/{job_id}/resume", status_code=status.HTTP_202_ACCEPTED, openapi_extra=needs("jobs"))
+def resume_job(
+    job_id: str, session: WriteSession, doorbell: DoorbellHere, response: Response, who: Caller
+) -> views.Job:
+    """It waits again, and goes on from its last checkpoint. What waits or runs already is left alone."""
+    job = security.find(session, Job, job_id, who)
+    lifecycle.request_resume(session, job)
+    if job.status == "queued":
+        after_commit(session, lambda: doorbell.ring(job.id, job.device))
     return _tagged(response, job)
 
 
@@ -141,6 +169,7 @@ def list_jobs(
     status_: Annotated[list[JobStatus] | None, Query(alias="status")] = None,
     name: Annotated[str | None, Query(max_length=200)] = None,
 ) -> views.Page[views.Job]:
+    """One's own, newest first; with `admin` everybody's. `status` may be given several times."""
     statement = only_own(select(Job), Job.owner, who)
     if status_:
         statement = statement.where(Job.status.in_(status_))
@@ -209,10 +238,7 @@ def read_metrics(
 ) -> views.Page[views.Point]:
     """Series by (name, arm, stage, phase), each in the order of its steps; a long one is thinned out evenly."""
     security.find(session, Job, job_id, who)
-    statement = select(Metric).where(Metric.job_id == job_id)
-    if name is not None:
-        statement = statement.where(Metric.name == name)
-    return views.Page(data=[views.Point.model_validate(row) for row in _thinned(session, statement, points)])
+    return views.Page(data=[views.Point.model_validate(row) for row in series.read(session, [job_id], name, points)])
 
 
 @router.get("/metrics/jobs", openapi_extra=needs("read"))
@@ -229,8 +255,7 @@ def compare_metrics(
         raise Invalid.of([Problem("/query/ids", f"takes 1 to {_MOST_JOBS_COMPARED} jobs", "invalid")])
     for job_id in wanted:
         security.find(session, Job, job_id, who)
-    statement = select(Metric).where(Metric.job_id.in_(wanted), Metric.name == name)
-    return views.Page(data=[views.JobPoint.model_validate(row) for row in _thinned(session, statement, points)])
+    return views.Page(data=[views.JobPoint.model_validate(row) for row in series.read(session, wanted, name, points)])
 
 
 # --- into the queue ---------------------------------------------------------------------------------------------------
@@ -250,9 +275,12 @@ class _Wanted:
     rerun_of: str | None = None
 
 
-def _enqueue(wanted: _Wanted, database: Database, doorbell: Doorbell, settings: Settings) -> Job:
+def _enqueue(
+    wanted: _Wanted, database: Database, doorbell: Doorbell, settings: Settings, checked: webhooks.Check
+) -> Job:
     """The job's row, new or the one that its key made before. Raises `Invalid` with every problem at once."""
     estimates = estimate(wanted.spec, wanted.resolved, settings.models_folder)
+    problems = [*estimates.problems, *_webhook_problems(checked, wanted.owner, wanted.spec)]
     with database.writing() as session:
         try:
             job, created = lifecycle.submit(
@@ -270,12 +298,17 @@ def _enqueue(wanted: _Wanted, database: Database, doorbell: Doorbell, settings: 
         except Invalid as error:
             if not error.problems:
                 raise
-            raise Invalid.of([*estimates.problems, *error.problems]) from error
-        if estimates.problems:
-            raise Invalid.of(estimates.problems)  # which rolls back
+            raise Invalid.of([*problems, *error.problems]) from error
+        if problems:
+            raise Invalid.of(problems)  # which rolls back
     if created:
         doorbell.ring(job.id, job.device)
     return job
+
+
+def _webhook_problems(checked: webhooks.Check, owner: str, spec: specs.JobSpec) -> Iterator[Problem]:
+    if spec.webhook is not None:
+        yield from checked.problems(owner=owner, url=spec.webhook.url, secret=spec.webhook.secret, at="/webhook")
 
 
 def _digest(document: Any) -> str:
@@ -341,22 +374,6 @@ async def _stream(
             spoke = time.monotonic()
         if not seen.data:
             await asyncio.sleep(_LOOK_SECONDS)
-
-
-def _thinned(session: Session, statement: Any, points: int) -> list[Metric]:
-    ordered = statement.order_by(Metric.job_id, Metric.name, Metric.arm, Metric.stage, Metric.phase, Metric.step)
-    series: dict[tuple[object, ...], list[Metric]] = {}
-    for row in session.scalars(ordered):
-        series.setdefault((row.job_id, row.name, row.arm, row.stage, row.phase), []).append(row)
-    return [row for rows in series.values() for row in _evenly(rows, points)]
-
-
-def _evenly(rows: list[Metric], points: int) -> list[Metric]:
-    """At most `points` of `rows`, evenly spaced, the first and the last among them."""
-    if len(rows) <= points:
-        return rows
-    last = len(rows) - 1
-    return [rows[round(position * last / (points - 1))] for position in range(points)]
 
 
 def _leaving(request: Request) -> bool:

@@ -12,7 +12,19 @@ from models.specs.base import MAX_LAYERS, MAX_LENGTH, Reserved, Spec, not_yet
 from models.specs.data import DatasetSpec, SplitByColumn, SplitByDataset, SplitByShare
 from models.specs.deployments import Auto, Canary, Capture, DeploymentSpec, Fallback, Shadow, Traffic
 from models.specs.gates import GateSpec
-from models.specs.jobs import Evaluation, Export, JobSpec, Promote, ResolvedSpec, ResolvedStage, Resources, Stage
+from models.specs.jobs import (
+    Evaluation,
+    Export,
+    JobSpec,
+    Promote,
+    ResolvedSpec,
+    ResolvedStage,
+    Resources,
+    SecretName,
+    Stage,
+    Url,
+    Webhook,
+)
 from models.specs.methods import FitNets, Hinton, Method, MiniLM, Phase, TinyBERT, WithAttentionTransfer
 from models.specs.mismatches import FEATURES
 from models.specs.objectives import (
@@ -84,6 +96,7 @@ __all__ = [
     "ResolvedStage",
     "Resources",
     "Schedule",
+    "SecretName",
     "SelfTeacher",
     "Shadow",
     "SoftTargets",
@@ -103,6 +116,8 @@ __all__ = [
     "TinyBERT",
     "TokenClassification",
     "Traffic",
+    "Url",
+    "Webhook",
     "WithAttentionTransfer",
     "not_yet",
     "parse_job",

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from models.specs.base import Column, Spec, not_yet
+from models.specs.base import Column, Spec
 from models.specs.data import DatasetSpec
 from models.specs.gates import GateSpec
 from models.specs.methods import Method, Phase
@@ -53,6 +53,18 @@ class Promote(Spec):
     gate: GateSpec = GateSpec()
 
 
+Url = Annotated[str, Field(max_length=2000, pattern=r"^https?://[^\s]+$")]
+SecretName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+class Webhook(Spec):
+    """An address that is told what becomes of this job alone: docs/webhooks.md."""
+
+    url: Url
+    secret: SecretName = "webhook-signing"  # noqa: S105 - its name
+    """The name of the secret that signs what is sent: `whsec_…`."""
+
+
 class Resources(Spec):
     device: Literal["auto", "cpu", "gpu"] = "auto"
     gpus: int = Field(1, ge=1, le=64)
@@ -76,7 +88,7 @@ class Common(Spec):
     seed: int = Field(0, ge=0, lt=2**31)
     combine: Literal["probabilities", "logits"] | None = None
     """How several teachers become one: the weighted mean of their probabilities (the default), or of their logits."""
-    webhook: Annotated[None, not_yet("webhook")] = None
+    webhook: Webhook | None = None
 
 
 class JobSpec(Common):

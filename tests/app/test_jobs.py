@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from sqlalchemy import func, select, update
 
+from models.queue import Doorbell
 from models.tables import Event, Job, Metric
 from tests.app.conftest import Api, running
 from tests.factories import tiny_config
@@ -116,9 +117,9 @@ class TestCreate:
         assert answer.json()["errors"][0]["pointer"] == "/dataset/id"
 
     def test_what_the_spec_has_and_this_version_has_not(self, api: Api) -> None:
-        answer = api.client.post("/jobs", json=spec(api.dataset(), webhook={"url": "https://example.com"}))
+        answer = api.client.post("/jobs", json=spec(api.dataset(), resources={"gpus": 2}))
         error = answer.json()["errors"][0]
-        assert (answer.status_code, error["pointer"], error["code"]) == (422, "/webhook", "not_available_yet")
+        assert (answer.status_code, error["pointer"], error["code"]) == (422, "/resources/gpus", "not_available_yet")
 
 
 class TestValidate:
@@ -323,6 +324,65 @@ class TestCancelAndDelete:
         assert api.client.delete(f"/jobs/{waiting}").status_code == 409
 
 
+class TestPauseAndResume:
+    def test_what_waits_is_paused_and_waits_again(self, api: Api) -> None:
+        job = api.client.post("/jobs", json=spec(api.dataset())).json()
+        for _ in range(2):
+            answer = api.client.post(f"/jobs/{job['id']}/pause")
+            assert (answer.status_code, answer.json()["status"]) == (202, "paused"), answer.text
+            assert answer.headers["ETag"] == f'"{answer.json()["version"]}"' == f'"{job["version"] + 1}"'
+        assert [one["id"] for one in api.client.get("/jobs?status=paused").json()["data"]] == [job["id"]]
+        for _ in range(2):
+            answer = api.client.post(f"/jobs/{job['id']}/resume")
+            assert (answer.status_code, answer.json()["status"]) == (202, "queued"), answer.text
+            assert answer.json()["waiting_reason"] == job["waiting_reason"]
+        told = api.client.get(f"/jobs/{job['id']}/events").json()["data"]
+        assert [one["code"] for one in told] == ["queued", "paused", "resume_requested"]
+        assert all(one["message"] for one in told)
+
+    def test_what_runs_is_asked_and_may_be_asked_to_go_on(self, api: Api) -> None:
+        job = api.job(status="running", attempt=1, progress=0.25, eta_seconds=9.0)
+        paused = api.client.post(f"/jobs/{job}/pause").json()
+        assert (paused["status"], paused["progress"], paused["eta_seconds"]) == ("pausing", 0.25, 9.0)
+        assert api.client.post(f"/jobs/{job}/resume").json()["status"] == "running"
+
+    @pytest.mark.parametrize("verb", ["pause", "resume"])
+    def test_too_late(self, api: Api, verb: str) -> None:
+        for status in ("cancelling", "succeeded", "failed", "cancelled"):
+            answer = api.client.post(f"/jobs/{api.job(status=status)}/{verb}")
+            assert (answer.status_code, answer.json()["code"]) == (409, "illegal_transition")
+            assert answer.json()["hint"]
+
+    def test_a_paused_one_can_be_cancelled(self, api: Api) -> None:
+        job = api.job(status="paused")
+        assert api.client.delete(f"/jobs/{job}").status_code == 409
+        assert api.client.post(f"/jobs/{job}/cancel").json()["status"] == "cancelled"
+        assert api.client.delete(f"/jobs/{job}").status_code == 204
+
+    @pytest.mark.parametrize("verb", ["pause", "resume"])
+    def test_whose_it_is(self, api: Api, verb: str) -> None:
+        job = api.job()
+        assert api.as_("jobs", owner="stranger").post(f"/jobs/{job}/{verb}").status_code == 404
+        assert api.as_("read").post(f"/jobs/{job}/{verb}").status_code == 403
+        assert api.client.post(f"/jobs/job_nothing/{verb}").status_code == 404
+
+    def test_its_bell_is_rung_once_it_is_seen_to_wait(self, api: Api) -> None:
+        """A worker that hears it and looks at once must find the job."""
+        seen: list[str] = []
+
+        class Listening(Doorbell):
+            def ring(self, job_id: str, device: str) -> None:
+                with api.database.reading() as session:
+                    seen.append(f"{device} {session.get_one(Job, job_id).status}")
+
+        api.app.state.doorbell = Listening(api.settings)
+        job = api.job(status="paused")
+        api.client.post(f"/jobs/{job}/resume")
+        assert seen == ["cpu queued"]
+        api.client.post(f"/jobs/{api.job(status='running')}/resume")
+        assert len(seen) == 1
+
+
 def test_a_locked_database_is_503_and_not_500(settings: Any) -> None:
     """SQLite gives up after five seconds; the caller is told to come back."""
     with running(settings) as api:
@@ -333,9 +393,3 @@ def test_a_locked_database_is_503_and_not_500(settings: Any) -> None:
         assert (answer.status_code, answer.json()["code"]) == (503, "database_unavailable")
         assert int(answer.headers["Retry-After"]) >= 1
         assert api.client.post("/jobs", json=document).status_code == 201
-
-
-@pytest.mark.parametrize("path", ["/jobs/job_1/pause", "/jobs/job_1/resume", "/webhooks"])
-def test_what_comes_later(api: Api, path: str) -> None:
-    answer = api.client.post(path)
-    assert (answer.status_code, answer.json()["code"]) == (501, "not_available_yet")

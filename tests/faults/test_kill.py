@@ -1,4 +1,7 @@
-"""F2, F4: the worker is killed, or asked to go. Real processes: the worker as it is started, and the real trainer."""
+"""F2, F4, F23: the worker is killed or asked to go, or a job is paused.
+
+Real processes: the worker as it is started, and the real trainer.
+"""
 
 import json
 import os
@@ -14,6 +17,7 @@ import psutil
 import pytest
 from sqlalchemy import func, select
 
+from models import lifecycle
 from models.artifacts import Store, sha256
 from models.database import Database
 from models.queue import Doorbell
@@ -228,6 +232,44 @@ class TestAskedToGo:
         assert (job.status, job.failures, job.attempt) == ("queued", 0, 1)
         assert gone(trainer)
         assert list((fleet.settings.jobs_folder / job_id / "attempts" / "1").rglob("tensors.safetensors"))
+
+
+class TestPaused:
+    @pytest.mark.long
+    @pytest.mark.timeout(400)
+    def test_it_goes_on_after_a_restart_and_nothing_is_lost(self, fleet: Fleet) -> None:
+        job_id = fleet.submit(epochs=60)
+        worker = fleet.start()
+        trainer = fleet.trainer(worker)
+        unit = fleet.settings.jobs_folder / job_id / "attempts" / "1" / "checkpoints" / "distilled-0-0"
+        wait_until(lambda: list(unit.glob("step-*")), 120)
+        with fleet.database.writing() as session:
+            lifecycle.request_pause(session, session.get_one(Job, job_id))
+        wait_until(lambda: fleet.job(job_id).status == "paused", 30)
+        assert gone(trainer)
+        paused = fleet.job(job_id)
+        assert (paused.attempt, paused.failures, paused.worker, paused.lease_until) == (1, 0, None, None)
+        assert 0 < paused.progress < 1
+        worker.send_signal(signal.SIGTERM)
+        assert worker.wait(fleet.settings.drain_timeout) == 0
+        fleet.start()
+        wait_until(workers_there(fleet), 20)
+        time.sleep(3)  # several sweeps, the first of which tidies
+        assert (fleet.job(job_id).status, fleet.job(job_id).progress) == ("paused", paused.progress)
+        with fleet.database.writing() as session:
+            lifecycle.request_resume(session, session.get_one(Job, job_id))
+        wait_until(lambda: fleet.job(job_id).status not in ("queued", "running"), 180)
+        check_invariants(fleet, job_id)
+        assert (fleet.job(job_id).attempt, fleet.job(job_id).failures) == (2, 0)
+        unbroken = fleet.submit(epochs=60)
+        wait_until(lambda: fleet.job(unbroken).status not in ("queued", "running"), 180)
+        with fleet.database.reading() as session:
+            steps = session.scalars(select(Event.data).where(Event.job_id == job_id, Event.code == "resumed")).all()
+            hashes = session.scalars(select(Student.hash).where(Student.job_id.in_((job_id, unbroken)))).all()
+        assert any(data["unit"] == "distilled-0-0" and data["step"] > 0 for data in steps)
+        # The hash is over the weights' bytes: bit for bit the same student.
+        assert len(hashes) == 2
+        assert hashes[0] == hashes[1]
 
 
 @pytest.mark.valkey

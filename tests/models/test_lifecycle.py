@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from sqlalchemy import select, update
 
-from models import lifecycle, specs
+from models import lifecycle, specs, workers
 from models.database import Database, db_now
 from models.errors import Conflict, Fenced, Invalid, Overloaded
 from models.lifecycle import Claimed, Happening, NewStudent, Point
@@ -554,7 +554,7 @@ class TestSweep:
         seen(database, "wk_2", "cpu")
         with database.writing() as session:
             assert [row.id for row in session.scalars(select(Worker))] == ["wk_2"]
-            lifecycle.worker_left(session, "wk_2")
+            workers.left(session, "wk_2")
             assert session.scalars(select(Worker)).all() == []
 
 
@@ -603,11 +603,9 @@ def ring(database: Database, **options: Any) -> list[str]:
         return [job_id for job_id, _ in lifecycle.to_ring(session, **options)]
 
 
-def seen(database: Database, worker: str, device: lifecycle.Device, jobs: Sequence[str] = ()) -> None:
+def seen(database: Database, worker: str, device: workers.Device, jobs: Sequence[str] = ()) -> None:
     with database.writing() as session:
-        lifecycle.worker_seen(
-            session, worker_id=worker, host="here", pid=1, device=device, device_name="", slots=1, jobs=jobs
-        )
+        workers.seen(session, worker_id=worker, host="here", pid=1, device=device, device_name="", slots=1, jobs=jobs)
 
 
 def change_worker(database: Database, worker: str, **columns: Any) -> None:

@@ -195,7 +195,8 @@ class TestProblems:
                 ("/export/teacher", "teacher_not_exportable"),
             ),
             ({"resources": {"gpus": 2}}, ("/resources/gpus", "not_available_yet")),
-            ({"webhook": {"url": "https://example.org"}}, ("/webhook", "not_available_yet")),
+            ({"webhook": {"url": "ftp://example.org"}}, ("/webhook/url", "invalid")),
+            ({"webhook": {"url": "https://example.org", "secret": "a/b"}}, ("/webhook/secret", "invalid")),
             ({"schedule": {"learning_rate": float("nan")}}, ("/schedule/learning_rate", "invalid")),
             ({"a/b~c": 1}, ("/a~1b~0c", "unknown_field")),
         ],
@@ -208,9 +209,9 @@ class TestProblems:
 
     def test_one_problem_names_its_place(self) -> None:
         with pytest.raises(Invalid) as caught:
-            parse_job({**LEAST, "webhook": 1})
+            parse_job({**LEAST, "resources": {"gpus": 2}})
         assert caught.value.code == "not_available_yet"
-        assert caught.value.message.startswith("/webhook: ")
+        assert caught.value.message.startswith("/resources/gpus: ")
 
     @given(
         st.recursive(

@@ -86,6 +86,23 @@ def main() -> None:  # noqa: C901, PLR0912 - a list of things to do
             publish()
         case "obey":
             wait_for_stop()
+        case "save when asked":
+            for folder in map(Path, assignment["previous"]):
+                if (folder / "saved").is_file():
+                    say(type="event", code="went_on", message="It goes on.")
+                    publish()
+            while (reason := hear().get("stop")) is None:
+                pass
+            (work / "saved").touch()
+            say(type="checkpoint", step=1, path=str(work))
+            say(type="stopped", reason=reason)
+        case "obey when told to":
+            while (reason := hear().get("stop")) is None:
+                pass
+            (work / "told").touch()
+            while not (work / "go").exists():
+                time.sleep(0.05)
+            say(type="stopped", reason=reason)
         case "finish anyway":
             while hear().get("stop") is None:
                 pass

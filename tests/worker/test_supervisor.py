@@ -82,6 +82,14 @@ class World:
         with self.database.writing() as session:
             lifecycle.request_cancel(session, session.get_one(Job, job_id))
 
+    def pause(self, job_id: str) -> None:
+        with self.database.writing() as session:
+            lifecycle.request_pause(session, session.get_one(Job, job_id))
+
+    def resume(self, job_id: str) -> None:
+        with self.database.writing() as session:
+            lifecycle.request_resume(session, session.get_one(Job, job_id))
+
     def pid(self, job_id: str, attempt: int = 1, name: str = "pid") -> int:
         """Of the trainer, once it runs."""
         path = self.settings.jobs_folder / job_id / "attempts" / str(attempt) / name
@@ -356,6 +364,91 @@ class TestStop:
         assert gone(pid)
 
 
+class TestPause:
+    def test_it_stops_with_a_checkpoint_and_goes_on_from_it(self, world: World) -> None:
+        job_id = world.submit("save when asked")
+        with world.serving() as thread:
+            pid = world.pid(job_id)
+            world.pause(job_id)
+            thread.join(5)
+            job = world.job(job_id)
+            assert (job.status, job.failures, job.worker, job.lease_until) == ("paused", 0, None, None)
+        assert gone(pid)
+        world.supervisor.draining.clear()
+        assert not world.supervisor.serve()
+        world.supervisor.tidy()
+        world.resume(job_id)
+        assert world.supervisor.serve()
+        job = world.job(job_id)
+        assert (job.status, job.attempt, job.failures) == ("succeeded", 2, 0)
+        assert "went_on" in world.events(job_id)
+        assert not (world.settings.jobs_folder / job_id).exists()
+
+    def test_who_does_not_obey_is_killed(self, world: World) -> None:
+        world.supervisor.settings = world.settings.model_copy(update={"drain_timeout": 1.0})
+        job_id = world.submit("deaf")
+        with world.serving():
+            pid = world.pid(job_id)
+            world.pause(job_id)
+        assert (world.job(job_id).status, world.job(job_id).failures) == ("paused", 0)
+        assert gone(pid)
+
+    def test_a_result_that_was_on_its_way_is_published(self, world: World) -> None:
+        job_id = world.submit("finish anyway")
+        with world.serving():
+            world.pid(job_id)
+            world.pause(job_id)
+        assert world.job(job_id).status == "succeeded"
+        assert len(world.store.list("students")) == 1
+
+    def test_taken_back_before_the_trainer_has_heard_it_runs_on(self, world: World) -> None:
+        job_id = world.submit("obey")
+        with world.serving():
+            pid = world.pid(job_id)
+            with world.database.writing() as session:  # between two heartbeats
+                job = session.get_one(Job, job_id)
+                lifecycle.request_pause(session, job)
+                lifecycle.request_resume(session, job)
+            time.sleep(2 * world.settings.heartbeat_interval)
+            assert (world.job(job_id).status, gone(pid)) == ("running", False)
+            world.cancel(job_id)
+        assert world.job(job_id).attempt == 1
+
+    def test_taken_back_while_the_trainer_stops_it_waits_again(self, world: World) -> None:
+        job_id = world.submit("obey when told to")
+        with world.serving():
+            told = world.settings.jobs_folder / job_id / "attempts" / "1" / "told"
+            world.pid(job_id)
+            world.pause(job_id)
+            wait_until(told.is_file, 5)
+            world.resume(job_id)
+            (told.parent / "go").touch()
+        job = world.job(job_id)
+        assert (job.status, job.failures, job.attempt) == ("queued", 0, 1)
+        with world.database.reading() as session:
+            said = session.scalars(select(Event.message).where(Event.code == "released")).one()
+        assert "resumed" in said
+
+    def test_its_worker_leaves_at_the_same_time(self, world: World) -> None:
+        job_id = world.submit("obey")
+        with world.serving():
+            world.pid(job_id)
+            world.pause(job_id)
+            world.supervisor.draining.set()
+        assert world.job(job_id).status == "paused"
+
+    @pytest.mark.long
+    def test_its_lease_is_lost(self, world: World) -> None:
+        """Its worker could not reach the database: the job is paused, not queued, and has not failed."""
+        job_id = world.submit("obey when told to")
+        with world.serving():
+            pid = world.pid(job_id)
+            world.pause(job_id)
+            with locked(world.database):
+                wait_until(lambda: gone(pid), world.settings.lease_ttl + 1)
+        assert (world.job(job_id).status, world.job(job_id).failures) == ("paused", 0)
+
+
 class TestLease:
     def test_who_is_fenced_kills_and_writes_nothing(self, world: World) -> None:
         job_id = world.submit("obey")
@@ -405,12 +498,13 @@ class TestLease:
 
 class TestTidy:
     def test_only_what_ended_goes(self, world: World) -> None:
-        waits, ended = world.submit("succeed"), world.submit("succeed")
+        waits, paused, ended = (world.submit("succeed") for _ in range(3))
+        world.pause(paused)
         world.cancel(ended)
-        for name in (waits, ended, "job_unknown"):
+        for name in (waits, paused, ended, "job_unknown"):
             (world.settings.jobs_folder / name / "attempts").mkdir(parents=True)
         world.supervisor.tidy()
-        assert [path.name for path in world.settings.jobs_folder.iterdir()] == [waits]
+        assert {path.name for path in world.settings.jobs_folder.iterdir()} == {waits, paused}
 
 
 @contextmanager
