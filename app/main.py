@@ -24,7 +24,8 @@ from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-from app import errors
+from app import errors, examples
+from app.dashboard import router as dashboard
 from app.routes import (
     bundles,
     datasets,
@@ -32,13 +33,16 @@ from app.routes import (
     health,
     jobs,
     keys,
-    later,
+    oip,
     predict,
     predictions,
+    secrets,
     students,
     teachers,
     traffic,
+    trying,
     uploading,
+    webhooks,
     workers,
 )
 from app.security import Guard, Keys, Rules
@@ -48,26 +52,33 @@ from app.serving.counts import Counts
 from app.serving.recorder import Recorder
 from app.serving.shadowing import Shadows
 from app.serving.shelf import NO_TRAFFIC, Pointer, Shelf
-from models import captures, lifecycle, logs
+from models import captures, deliveries, lifecycle, logs
+from models import secrets as sealed
 from models import traffic as live_traffic
 from models.artifacts import Store
 from models.database import Database
+from models.egress import Egress
 from models.errors import LimbeckError, Missing
 from models.host import cores
 from models.queue import Doorbell
 from models.runtime import Runtime
+from models.secrets import Vault
 from models.settings import Settings
 from models.specs import Traffic
 from models.tables import Deployment, Key, Student
 
 _DESCRIPTION = "Knowledge distillation as a service: submit a job, get a small student with proof, call /predict."
 _TALLY_SECONDS = 1.0
+_DELIVER_SECONDS = 1.0
 
 log = structlog.get_logger("limbeck.app")
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
-    """The application. Nothing runs or connects before its lifespan begins. The schema is there already."""
+    """The application. Nothing runs or connects before its lifespan begins. The schema is there already.
+
+    Raises ValueError where a setting cannot be understood.
+    """
     settings = settings or Settings()
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     database = Database(settings.database)
@@ -82,13 +93,15 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     )
     app.state.settings = settings
     app.state.database = database
+    app.state.vault = Vault.of(settings)
+    app.state.egress = Egress.of(settings)
     app.state.keys = Keys(database)
     app.state.metrics = health.Metrics()
     app.state.schema = health.Schema()
     app.state.leaving = False
     for router, limit in _routers(settings):
         app.include_router(router, max_body_size=limit)
-    _describe_keys(app)
+    _describe(app)
     rules = Rules.of(app, max_body_bytes=settings.max_body_bytes)
     errors.install(app)
     # The last one added is the outermost.
@@ -103,21 +116,17 @@ def _routers(settings: Settings) -> Iterator[tuple[APIRouter, int]]:
     body, upload = settings.max_body_bytes, settings.max_upload_bytes + uploading.FORM_SLACK
     yield datasets.router, upload
     yield teachers.router, upload
-    for router in (jobs, bundles, students, deployments, traffic, predict, predictions, keys, workers, health, later):
+    yield dashboard.router, body
+    for router in (jobs, bundles, students, deployments, traffic, predict, predictions, keys, workers, health):
+        yield router.router, body
+    for router in (secrets, webhooks, oip, trying):
         yield router.router, body
 
 
-def _describe_keys(app: FastAPI) -> None:
-    """Say in the OpenAPI document what a key is: the guard is a middleware, of which FastAPI knows nothing."""
+def _describe(app: FastAPI) -> None:
+    """Have the OpenAPI document say what FastAPI does not know: keys are a middleware's, and errors are problems."""
     plain = app.openapi
-
-    def described() -> dict[str, Any]:
-        document = plain()
-        scheme = {"type": "http", "scheme": "bearer", "bearerFormat": "lk_…"}
-        document.setdefault("components", {})["securitySchemes"] = {"key": scheme}
-        return document
-
-    app.openapi = described  # type: ignore[method-assign]
+    app.openapi = lambda: examples.describe(plain())  # type: ignore[method-assign]
 
 
 @asynccontextmanager
@@ -140,9 +149,11 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     stopping = threading.Event()
     sweeper = threading.Thread(target=_sweep, args=(app, stopping), name="sweep", daemon=True)
     tallying = threading.Thread(target=_tally, args=(app, stopping), name="tally", daemon=True)
+    delivering = threading.Thread(target=_deliver, args=(app, stopping), name="deliver", daemon=True)
     shelf.start()
     sweeper.start()
     tallying.start()
+    delivering.start()
     recorder.start()
     log.info("started", version=app.version)
     try:
@@ -153,6 +164,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         await shadows.close()
         await asyncio.to_thread(sweeper.join)
         await asyncio.to_thread(tallying.join)
+        await asyncio.to_thread(delivering.join)
         await asyncio.to_thread(shelf.close)
         await asyncio.to_thread(pool.close)
         await asyncio.to_thread(recorder.close)
@@ -217,10 +229,30 @@ def _sweep(app: FastAPI, stopping: threading.Event) -> None:
             lifecycle.sweep(app.state.database, app.state.doorbell, settings)
             live_traffic.sweep(app.state.database)
             captures.expire(app.state.database)
+            deliveries.sweep(app.state.database)
             app.state.keys.note_use()
         except Exception as error:  # noqa: BLE001 - a database that is away must not end this thread
             reason = error.message if isinstance(error, LimbeckError) else type(error).__name__
             log.warning("sweep failed", reason=reason)
+
+
+def _deliver(app: FastAPI, stopping: threading.Event) -> None:
+    """Send what waits in the outbox; first of all, bring what older keys have encrypted under the newest."""
+    database: Database = app.state.database
+    postman = deliveries.Postman(database, app.state.vault, app.state.egress)
+    every = min(_DELIVER_SECONDS, app.state.settings.sweep_interval)
+    rotated = False
+    while not stopping.wait(every):
+        try:
+            if not rotated:
+                count = sealed.rotate(database, app.state.vault)
+                rotated = True
+                if count:
+                    log.info("secrets_rotated", count=count)
+            postman.deliver(stopping)
+        except Exception as error:  # noqa: BLE001 - a database that is away must not end this thread
+            log.warning("webhooks were not sent", error=type(error).__name__)
+    postman.close()
 
 
 def _tally(app: FastAPI, stopping: threading.Event) -> None:
@@ -275,7 +307,11 @@ def main(arguments: list[str] | None = None) -> int:
     logs.configure()
     where = CliApp.run(Serve, cli_args=sys.argv[1:] if arguments is None else arguments)
     settings = Settings()
-    app = create_app(settings)
+    try:
+        app = create_app(settings)
+    except ValueError as error:
+        log.error("a setting cannot be used", reason=str(error))  # noqa: TRY400 - the reason says it all
+        return 2
     try:
         guarded = _is_loopback(where.host) or _has_key(app.state.database)
     except SQLAlchemyError as error:

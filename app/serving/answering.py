@@ -82,6 +82,16 @@ class Answering:
         served = Served(found.answers, student, arm, None, found.timing, _copy(pointer, arm, call, found))
         return await self._with_fallback(pointer, call, served, found.sureness)
 
+    async def loaded(self, student_id: str, call: Call) -> Loaded:
+        """A student as the shelf names it, which takes what is asked, whatever points at it. Raises as `answer`."""
+        student = await self._fetch(student_id)
+        student.runtime.check(call.inputs, call.parameters, single=call.single)
+        return student
+
+    async def alone(self, student: Loaded, call: Call) -> Answer:
+        """Its answers, which nobody counts."""
+        return await self._pool.answer(student.runtime, call.inputs, call.parameters, call.gone)
+
     async def _stable(self, pointer: Pointer, call: Call) -> Loaded:
         try:
             stable = await self._fetch(pointer.student_id)
