@@ -2,20 +2,22 @@
 
 import time
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Literal, get_args
 
 from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from sqlalchemy import func, select, text
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
 
 from app import views
-from app.dependencies import DatabaseHere, DoorbellHere, ReadSession
+from app.dependencies import DatabaseHere, DoorbellHere, ReadSession, SettingsHere
 from app.security import needs
 from models import migrations
-from models.database import Database
-from models.tables import JOB_STATUSES, Job
+from models.database import Database, db_now
+from models.tables import JOB_STATUSES, Deployment, Job, Worker, utc_now
+from models.workers import Device
 
 router = APIRouter(tags=["health"])
 
@@ -37,6 +39,14 @@ class Metrics:
             buckets=_LATENCY_SECONDS,
             registry=self.registry,
         )
+        self._inputs = Counter(
+            "limbeck_predict_inputs",
+            "Inputs that were answered, by the arm that did: stable or canary",
+            ("deployment", "arm"),
+            registry=self.registry,
+        )
+        build = Gauge("limbeck_build_info", "1, with the version as a label", ("version",), registry=self.registry)
+        build.labels(version("limbeck-server")).set(1)
         self.waiting = Gauge("limbeck_predict_waiting_texts", "Texts that wait for a core", registry=self.registry)
         self.loaded = Gauge("limbeck_loaded_students", "Students in memory", registry=self.registry)
 
@@ -44,6 +54,9 @@ class Metrics:
         self._calls.labels(deployment, outcome).inc()
         if outcome == "ok":
             self._seconds.labels(deployment).observe(seconds)
+
+    def answered(self, deployment: str, arm: str, inputs: int) -> None:
+        self._inputs.labels(deployment, arm).inc(inputs)
 
 
 class Schema:
@@ -91,15 +104,14 @@ def readyz(request: Request, response: Response, database: DatabaseHere, doorbel
 
 
 @router.get("/metrics", openapi_extra=needs("read"), response_class=Response)
-def metrics(request: Request, session: ReadSession) -> Response:
-    """Prometheus text: this process's calls of /predict, and the jobs in the database."""
+def metrics(request: Request, session: ReadSession, settings: SettingsHere) -> Response:
+    """Prometheus text: this process's calls of /predict; the jobs, workers and deployments in the database."""
     state = request.app.state
-    by_status = select(Job.status, func.count()).group_by(Job.status)
-    counts: dict[str, int] = dict(session.execute(by_status).all())
     registry = CollectorRegistry()
-    jobs = Gauge("limbeck_jobs", "Jobs in the database", ("status",), registry=registry)
-    for status in JOB_STATUSES:
-        jobs.labels(status).set(counts.get(status, 0))
+    _count_jobs(session, registry)
+    _count_workers(session, registry, settings.lease_ttl)
+    deployments = Gauge("limbeck_deployments", "Deployments in the database", registry=registry)
+    deployments.set(session.scalar(select(func.count()).select_from(Deployment)) or 0)
     counted: Metrics = state.metrics
     counted.waiting.set(state.pool.waiting)
     counted.loaded.set(len(state.shelf.loaded))
@@ -107,6 +119,29 @@ def metrics(request: Request, session: ReadSession) -> Response:
     return Response(body, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-@router.get("/", openapi_extra=needs("read"))
-def about() -> dict[str, Any]:
-    return {"name": "limbeck", "version": version("limbeck-server"), "openapi": "/openapi.json"}
+def _count_jobs(session: Session, registry: CollectorRegistry) -> None:
+    by_status = select(Job.status, func.count()).group_by(Job.status)
+    counts: dict[str, int] = dict(session.execute(by_status).all())
+    jobs = Gauge("limbeck_jobs", "Jobs in the database", ("status",), registry=registry)
+    for status in JOB_STATUSES:
+        jobs.labels(status).set(counts.get(status, 0))
+    oldest = session.scalar(select(func.min(Job.created_at)).where(Job.status == "queued"))
+    age = Gauge(
+        "limbeck_jobs_oldest_queued_seconds",
+        "Seconds since the oldest job that waits was submitted; 0: none waits",
+        registry=registry,
+    )
+    age.set(0.0 if oldest is None else max(0.0, (utc_now() - oldest).total_seconds()))
+
+
+def _count_workers(session: Session, registry: CollectorRegistry, lease_ttl: float) -> None:
+    since = (session.scalar(select(db_now())) or 0.0) - lease_ttl
+    alive = select(Worker.device, func.count(), func.sum(Worker.slots)).where(Worker.seen_at >= since)
+    workers = Gauge("limbeck_workers", "Workers that were heard of lately", ("device",), registry=registry)
+    slots = Gauge("limbeck_worker_slots", "Jobs that these workers run at once", ("device",), registry=registry)
+    for device in get_args(Device):
+        workers.labels(device).set(0)
+        slots.labels(device).set(0)
+    for device, count, places in session.execute(alive.group_by(Worker.device)):
+        workers.labels(device).set(count)
+        slots.labels(device).set(places)

@@ -5,8 +5,8 @@ The body is read here and not by the framework, which costs more than a small st
 
 import json
 import time
-from collections.abc import Mapping
-from typing import Annotated, Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import APIRouter, Header, Path, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -15,10 +15,11 @@ from starlette.background import BackgroundTask
 from app import views
 from app.dependencies import json_of
 from app.security import Caller, Principal, needs
-from app.serving.answering import Answering, Call
+from app.serving.answering import Answering, Call, Served
 from app.serving.batching import CallerLeft, Timing
 from app.serving.recorder import Recorder
 from app.serving.shadowing import Copy, Shadows
+from app.serving.shelf import Pointer
 from models import inputs as reading
 from models.answers import Parameters
 from models.errors import Invalid, LimbeckError, Problem
@@ -86,12 +87,17 @@ def _whole(schema: Any, parts: Mapping[str, Any]) -> Any:
             return schema
 
 
-_SCHEMA = Body.model_json_schema(ref_template="{model}")
-_CONTENT = {"application/json": {"schema": _whole(_SCHEMA, _SCHEMA["$defs"])}}
-_BODY = {"requestBody": {"required": True, "content": _CONTENT}}
+def taking(body: type[BaseModel]) -> dict[str, Any]:
+    """Of a route that reads its body by itself, what it takes, for its `openapi_extra`."""
+    schema = body.model_json_schema(ref_template="{model}")
+    content = {"application/json": {"schema": _whole(schema, schema.get("$defs", {}))}}
+    return {"requestBody": {"required": True, "content": content}}
 
 
-@router.post("/predict/{deployment}", openapi_extra={**needs("predict"), **_BODY}, response_model=Answers)
+_EXTRA = {**needs("predict"), **taking(Body)}
+
+
+@router.post("/predict/{deployment}", openapi_extra=_EXTRA, response_model=Answers)
 async def predict(
     deployment: Annotated[str, Path(max_length=64)], request: Request, who: Caller, sticky: Sticky = None
 ) -> Response:
@@ -105,37 +111,58 @@ async def predict(
     answers, `mixed` if the fallback gave some, and the fallback's name if it gave all: `teacher`, or the id of another
     student. `X-Limbeck-Prediction` is there if the call was kept, and names it.
     """
-    return await _answer(request, who, deployment, sticky)
+    return await answer(request, who, deployment, sticky, read)
 
 
-@router.post("/predict", openapi_extra={**needs("predict"), **_BODY}, response_model=Answers)
+@router.post("/predict", openapi_extra=_EXTRA, response_model=Answers)
 async def predict_default(request: Request, who: Caller, sticky: Sticky = None) -> Response:
     """The same, of the deployment named `default`."""
-    return await _answer(request, who, DEFAULT, sticky)
+    return await answer(request, who, DEFAULT, sticky, read)
 
 
-async def _answer(request: Request, who: Principal, name: str, sticky: str | None) -> Response:
+# --- one call, whichever way it is spoken -----------------------------------------------------------------------------
+
+
+class Reply(NamedTuple):
+    """What the caller gets, before it is known how it came about."""
+
+    body: str | bytes
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = {}
+
+
+class Asked(NamedTuple):
+    """A body that was read: what is asked, of whom exactly, and how the answer is to be written."""
+
+    inputs: list[Input]
+    single: bool
+    """They came as one, and not as a list."""
+    parameters: Parameters
+    write: Callable[[Pointer, Served, str | None], Reply]
+    """Of a deployment's answer, which the third names if it was kept."""
+    whom: Callable[[Pointer], Pointer] = lambda pointer: pointer
+    """What of a deployment is asked. May raise `Missing`."""
+
+
+async def answer(
+    request: Request, who: Principal, name: str, sticky: str | None, read: Callable[[bytes, Settings], Asked]
+) -> Response:
+    """A call of the deployment `name` from its body to its answer, counted and, if so chosen, kept.
+
+    The headers say who answered, whatever `read` makes of the body and of the answer.
+    """
     state = request.app.state
     answering: Answering = state.answering
     began = time.perf_counter()
     known = False
     outcome = "failed"
     try:
-        inputs, single, parameters = read(await request.body(), state.settings)
+        asked = read(await request.body(), state.settings)
         pointer = await answering.pointer(who.owner, name)
         known = True
-        served = await answering.answer(pointer, Call(inputs, single, parameters, sticky, request.is_disconnected))
-    except CallerLeft:
-        outcome = "caller_left"
-        return Response(status_code=499)
-    except LimbeckError as error:
-        outcome = error.code
-        raise
-    else:
-        outcome = "ok"
-        alone = single and served.student.runtime.kind in {"token-classification", "question-answering"}
-        found = served.answers[0] if alone else served.answers
-        body = json.dumps(found, ensure_ascii=False, separators=(",", ":"))
+        pointer = asked.whom(pointer)
+        call = Call(asked.inputs, asked.single, asked.parameters, sticky, request.is_disconnected)
+        served = await answering.answer(pointer, call)
         headers = {
             "X-Limbeck-Student": served.student.student_id,
             "X-Limbeck-Arm": served.arm,
@@ -143,14 +170,25 @@ async def _answer(request: Request, who: Principal, name: str, sticky: str | Non
         }
         if served.answered_by is not None:
             headers["X-Limbeck-Answered-By"] = served.answered_by
+        kept = None
         if pointer.traffic.capture is not None:
             recorder: Recorder = state.recorder
-            kept = recorder.keep(pointer, served.arm, served.student.student_id, inputs, served.answers)
+            kept = recorder.keep(pointer, served.arm, served.student.student_id, asked.inputs, served.answers)
             if kept is not None:
                 headers["X-Limbeck-Prediction"] = kept
+        reply = asked.write(pointer, served, kept)
+        outcome = "ok"
+        state.metrics.answered(name, served.arm, len(asked.inputs))
         # It runs when the answer has left.
         after = None if served.copy is None else BackgroundTask(_offer, state.shadows, served.copy)
-        return Response(body, media_type="application/json", headers=headers, background=after)
+        headers |= reply.headers
+        return Response(reply.body, media_type=reply.media_type, headers=headers, background=after)
+    except CallerLeft:
+        outcome = "caller_left"
+        return Response(status_code=499)
+    except LimbeckError as error:
+        outcome = error.code
+        raise
     finally:
         # A name that does not exist is no label: anybody could make up any number of them.
         state.metrics.predicted(name if known else "", outcome, time.perf_counter() - began)
@@ -160,8 +198,11 @@ async def _offer(shadows: Shadows, copy: Copy) -> None:
     shadows.offer(copy)
 
 
-def read(body: bytes, settings: Settings) -> tuple[list[Input], bool, Parameters]:
-    """The inputs, whether they are one alone and no list, and the parameters. Raises `Invalid` with every problem."""
+# --- the way of /predict ----------------------------------------------------------------------------------------------
+
+
+def read(body: bytes, settings: Settings) -> Asked:
+    """A body of /predict. Raises `Invalid` with every problem."""
     document = json_of(body)
     if not isinstance(document, dict):
         raise Invalid.of([Problem("", 'is not an object such as {"inputs": "a text"}', "invalid")])
@@ -189,7 +230,21 @@ def read(body: bytes, settings: Settings) -> tuple[list[Input], bool, Parameters
             found += error.problems
     if found:
         raise Invalid.of(found)
-    return inputs, not isinstance(document["inputs"], list), parameters
+    single = not isinstance(document["inputs"], list)
+    return Asked(inputs, single, parameters, _write_one if single else _write)
+
+
+def _write(_: Pointer, served: Served, __: str | None) -> Reply:
+    return Reply(_json(served.answers))
+
+
+def _write_one(_: Pointer, served: Served, __: str | None) -> Reply:
+    alone = served.student.runtime.kind in {"token-classification", "question-answering"}
+    return Reply(_json(served.answers[0] if alone else served.answers))
+
+
+def _json(document: object) -> str:
+    return json.dumps(document, ensure_ascii=False, separators=(",", ":"))
 
 
 def _inputs(given: object, settings: Settings) -> tuple[list[Input], list[Problem]]:
@@ -218,12 +273,8 @@ def _inputs(given: object, settings: Settings) -> tuple[list[Input], list[Proble
 def _input(pointer: str, given: object, limit: int) -> tuple[Input, list[Problem]]:
     match given:
         case str():
-            # Almost every text is plain; a lone surrogate is a string in Python and nowhere else.
-            try:
-                given.encode()
-            except UnicodeEncodeError:
-                return "", [Problem(pointer, "is not valid Unicode", "invalid")]
-            return given, _too_long(pointer, given, limit)
+            wrong = unreadable(pointer, given, limit)
+            return ("", [wrong]) if wrong is not None else (given, [])
         case dict():
             kind = Question if not given.keys().isdisjoint(Question.model_fields) else Text
             try:
@@ -236,8 +287,7 @@ def _input(pointer: str, given: object, limit: int) -> tuple[Input, list[Problem
             problems = [
                 problem
                 for name, text in found
-                if text is not None
-                for problem in _too_long(f"{pointer}/{name}", text, limit)
+                if text is not None and (problem := unreadable(f"{pointer}/{name}", text, limit)) is not None
             ]
             return _plain(found), problems
         case _:
@@ -250,10 +300,16 @@ def _plain(found: Text | Question) -> Input:
     return found.text if found.text_pair is None else reading.Pair(found.text, found.text_pair)
 
 
-def _too_long(pointer: str, text: str, limit: int) -> list[Problem]:
-    if len(text) <= limit:
-        return []
-    return [Problem(pointer, f"has {len(text)} characters; an input takes {limit}", "text_too_long")]
+def unreadable(pointer: str, text: str, limit: int) -> Problem | None:
+    """What is wrong with a text, if anything is; `limit` is the number of characters that an input takes."""
+    # Almost every text is plain; a lone surrogate is a string in Python and nowhere else.
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Problem(pointer, "is not valid Unicode", "invalid")
+    if len(text) > limit:
+        return Problem(pointer, f"has {len(text)} characters; an input takes {limit}", "text_too_long")
+    return None
 
 
 def _timing(timing: Timing) -> str:

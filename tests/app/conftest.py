@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from app import security
 from app.main import create_app
 from models import migrations
+from models.answers import Kind
 from models.artifacts import Store, write_manifest
 from models.database import Database
 from models.settings import Settings
@@ -152,6 +153,18 @@ def student_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def other_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return published(tmp_path_factory.mktemp("students") / "other", seed=1)
+
+
+@pytest.fixture(scope="session")
+def folders(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
+    """A published student of each kind of task."""
+    root = tmp_path_factory.mktemp("kinds")
+    return {
+        "text-classification": student_folder,
+        "text-regression": published(root / "number", "text-regression", config={"limbeck_pair": True}),
+        "token-classification": published(root / "words", "token-classification"),
+        "question-answering": published(root / "span", "question-answering"),
+    }
 
 
 @pytest.fixture

@@ -18,21 +18,8 @@ from models.settings import Settings
 from models.specs import DeploymentSpec
 from tests.app.conftest import Api, eventually, running
 from tests.factories import LABELS, tiny_rows
-from tests.students import published
 
 TEXTS = tiny_rows(40)[0]
-
-
-@pytest.fixture(scope="module")
-def folders(student_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Kind, Path]:
-    """A published student of each kind of task."""
-    root = tmp_path_factory.mktemp("kinds")
-    return {
-        "text-classification": student_folder,
-        "text-regression": published(root / "number", "text-regression", config={"limbeck_pair": True}),
-        "token-classification": published(root / "words", "token-classification"),
-        "question-answering": published(root / "span", "question-answering"),
-    }
 
 
 class TestPredict:
