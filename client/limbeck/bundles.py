@@ -9,22 +9,20 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile, ZipFile
 
-import httpx2
-
 from limbeck.datasets import Datasets
-from limbeck.errors import DownloadDamaged, LimbeckError, ServiceUnreachable
+from limbeck.errors import DownloadDamaged, LimbeckError
 from limbeck.objects import Json
-from limbeck.transport import Transport
 from limbeck.verifying import IDENTITY, sha256
+from limbeck.wires import Wire
 
 _FORMAT = 1
 _DATASETS = frozenset({"id", "train", "validation", "test"})
 _MOST_JSON = 64 * 1024**2
-_PATIENCE = 600.0  # the service reads and checks the rows before the first byte
 
 
 @dataclass(frozen=True)
@@ -57,23 +55,6 @@ class Comparison:
     differences: Sequence[Difference]
 
 
-def download(transport: Transport, job_id: str, target: Path) -> None:
-    """The bundle of a job as the file `target`, which appears when it is whole."""
-    part = target.with_name(target.name + ".part")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with transport.stream(f"/jobs/{job_id}/bundle", read_timeout=_PATIENCE) as response, part.open("wb") as file:
-            for chunk in response.iter_bytes(1 << 18):
-                file.write(chunk)
-        part.replace(target)
-    except OSError as error:
-        raise LimbeckError(f"{target} cannot be written: {error.strerror or error}") from error
-    except httpx2.TransportError as error:
-        raise ServiceUnreachable(f"the download of {target.name} broke", hint="download it again") from error
-    finally:
-        part.unlink(missing_ok=True)
-
-
 def read_bundle(path: Path) -> Bundle:
     """Raises `LimbeckError` where `path` is no bundle that this version understands."""
     with _told(path), ZipFile(path) as archive:
@@ -85,16 +66,16 @@ def read_bundle(path: Path) -> Bundle:
     return Bundle(path, job, manifest)
 
 
-def spec_on(bundle: Bundle, datasets: Datasets) -> Json:
+async def spec_on(bundle: Bundle, datasets: Datasets[Any], wire: Wire) -> Json:
     """The spec of the bundle with the datasets of another service, to which the rows are uploaded if it lacks them.
 
     Raises `DownloadDamaged` where rows of the bundle are not those that its job.json names.
     """
-    there = {dataset.sha256: dataset.id for dataset in datasets.all() if dataset.status == "ready"}
+    there = {dataset.sha256: dataset.id async for dataset in Datasets.all(datasets) if dataset.status == "ready"}
     ids = {}
     for wanted in bundle.job["datasets"]:
         known = there.get(wanted["sha256"])
-        ids[wanted["id"]] = known if known is not None else _upload(bundle, wanted, datasets)
+        ids[wanted["id"]] = known if known is not None else await _upload(bundle, wanted, datasets, wire)
     spec = dict(bundle.job["spec"])
     spec["dataset"] = {
         name: ids[value] if name in _DATASETS and isinstance(value, str) else value
@@ -103,15 +84,20 @@ def spec_on(bundle: Bundle, datasets: Datasets) -> Json:
     return spec
 
 
-def _upload(bundle: Bundle, wanted: Mapping[str, Any], datasets: Datasets) -> str:
-    name = f"datasets/{wanted['id']}.parquet"
-    with tempfile.TemporaryDirectory() as folder, _told(bundle.path):
+async def _upload(bundle: Bundle, wanted: Mapping[str, Any], datasets: Datasets[Any], wire: Wire) -> str:
+    with tempfile.TemporaryDirectory() as folder:
         rows = Path(folder, "rows.parquet")
+        await wire.aside(partial(_extract, bundle, wanted, rows))
+        return (await Datasets.upload(datasets, rows, name=str(wanted["name"]))).id
+
+
+def _extract(bundle: Bundle, wanted: Mapping[str, Any], rows: Path) -> None:
+    name = f"datasets/{wanted['id']}.parquet"
+    with _told(bundle.path):
         with ZipFile(bundle.path) as archive, archive.open(name) as source, rows.open("wb") as target:
             shutil.copyfileobj(source, target)
         if sha256(rows) != wanted["sha256"]:
             raise DownloadDamaged(f"{name} in {bundle.path} does not match its SHA-256", hint="make the bundle again")
-        return datasets.upload(rows, name=str(wanted["name"])).id
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any]) -> Comparison:

@@ -1,7 +1,7 @@
 """Deployments: the names that production calls, and where they point."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from typing import Any, Generic
 
 from limbeck.objects import (
     Dataset,
@@ -13,17 +13,20 @@ from limbeck.objects import (
     Student,
     read,
 )
-from limbeck.paging import page
+from limbeck.paging import every, page
 from limbeck.transport import Transport, body
+from limbeck.verbs import verb, walk
+from limbeck.wires import W_co
 
 
-class Deployments:
+class Deployments(Generic[W_co]):
     """`if_match` is the version that you believe to be current; where it is not, the code is `version_mismatch`."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport[W_co]) -> None:
         self._transport = transport
 
-    def put(
+    @verb
+    async def put(
         self,
         name: str,
         student: str | Student,
@@ -54,47 +57,60 @@ class Deployments:
             "gate": gate,
             "override": override,
         }
-        return self.apply(name, {part: value for part, value in parts.items() if value is not None}, if_match=if_match)
+        document = {part: value for part, value in parts.items() if value is not None}
+        return await Deployments.apply(self, name, document, if_match=if_match)
 
-    def apply(self, name: str, document: Mapping[str, Any], *, if_match: int | None = None) -> Deployment:
+    @verb
+    async def apply(self, name: str, document: Mapping[str, Any], *, if_match: int | None = None) -> Deployment:
         """The same, of the whole document that says what the deployment should be."""
         # With a version a second try could not tell its own success from somebody else's.
-        response = self._transport.request(
+        response = await self._transport.request(
             "PUT", f"/deployments/{name}", json=document, headers=_if_match(if_match), idempotent=if_match is None
         )
         return read(Deployment, body(response))
 
-    def get(self, name: str) -> Deployment:
-        return read(Deployment, body(self._transport.request("GET", f"/deployments/{name}")))
+    @verb
+    async def get(self, name: str) -> Deployment:
+        return read(Deployment, body(await self._transport.request("GET", f"/deployments/{name}")))
 
-    def list(self, *, after: str | None = None, limit: int = 20) -> Page[Deployment]:
+    @verb
+    async def list(self, *, after: str | None = None, limit: int = 20) -> Page[Deployment]:
         """Newest first."""
-        return page(self._transport, "/deployments", Deployment, after=after, limit=limit)
+        return await page(self._transport, "/deployments", Deployment, after=after, limit=limit)
 
-    def history(self, name: str) -> Sequence[DeploymentChange]:
+    @walk
+    def all(self) -> AsyncGenerator[Deployment]:
+        """Every deployment, newest first, page by page."""
+        return every(self._transport, "/deployments", Deployment)
+
+    @verb
+    async def history(self, name: str) -> Sequence[DeploymentChange]:
         """Every move, newest first."""
-        return page(self._transport, f"/deployments/{name}/history", DeploymentChange).data
+        return (await page(self._transport, f"/deployments/{name}/history", DeploymentChange)).data
 
-    def rollback(self, name: str, *, if_match: int | None = None) -> Deployment:
+    @verb
+    async def rollback(self, name: str, *, if_match: int | None = None) -> Deployment:
         """Point back at the student before. Two in a row go two back."""
-        response = self._transport.request("POST", f"/deployments/{name}/rollback", headers=_if_match(if_match))
+        response = await self._transport.request("POST", f"/deployments/{name}/rollback", headers=_if_match(if_match))
         return read(Deployment, body(response))
 
-    def traffic(self, name: str, *, version: int | None = None) -> DeploymentTraffic:
+    @verb
+    async def traffic(self, name: str, *, version: int | None = None) -> DeploymentTraffic:
         """What each arm has seen since the last change (or as of an earlier `version`), and what `auto` would do."""
         given = {} if version is None else {"version": version}
         return read(
-            DeploymentTraffic, body(self._transport.request("GET", f"/deployments/{name}/traffic", params=given))
+            DeploymentTraffic, body(await self._transport.request("GET", f"/deployments/{name}/traffic", params=given))
         )
 
-    def captures(
+    @verb
+    async def captures(
         self, name: str, *, labelled: bool | None = None, after: str | None = None, limit: int = 20
     ) -> Page[Prediction]:
         """The inputs and answers that were kept, newest first. `labelled`: only those with a true answer, or without.
 
         See also `client.predictions.feedback`.
         """
-        return page(
+        return await page(
             self._transport,
             f"/deployments/{name}/captures",
             Prediction,
@@ -103,11 +119,13 @@ class Deployments:
             limit=limit,
         )
 
-    def delete_captures(self, name: str) -> None:
+    @verb
+    async def delete_captures(self, name: str) -> None:
         """Forget everything that was captured."""
-        self._transport.request("DELETE", f"/deployments/{name}/captures")
+        await self._transport.request("DELETE", f"/deployments/{name}/captures")
 
-    def dataset_of_captures(
+    @verb
+    async def dataset_of_captures(
         self,
         deployment: str,
         *,
@@ -122,11 +140,12 @@ class Deployments:
         """
         parts = {"name": name, "labels": labels, "only_unsure_below": only_unsure_below}
         document = {part: value for part, value in parts.items() if value is not None}
-        response = self._transport.request("POST", f"/deployments/{deployment}/captures/dataset", json=document)
+        response = await self._transport.request("POST", f"/deployments/{deployment}/captures/dataset", json=document)
         return read(Dataset, body(response))
 
-    def delete(self, name: str, *, if_match: int | None = None) -> None:
-        self._transport.request(
+    @verb
+    async def delete(self, name: str, *, if_match: int | None = None) -> None:
+        await self._transport.request(
             "DELETE", f"/deployments/{name}", headers=_if_match(if_match), idempotent=if_match is None
         )
 

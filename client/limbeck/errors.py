@@ -7,6 +7,8 @@ LimbeckError              every error of this package: a sentence and, often, a 
 ├── WaitTimeout           the time that the caller gave is over; `job` is how it was then
 ├── DownloadDamaged       a file does not match its SHA-256; nothing of it was kept
 └── CannotStart           `limbeck up` cannot run here
+
+`VersionsApart` is a warning and no error.
 """
 
 from collections.abc import Sequence
@@ -90,3 +92,7 @@ class DownloadDamaged(LimbeckError):
 
 class CannotStart(LimbeckError):
     pass
+
+
+class VersionsApart(UserWarning):
+    """Client and service are more than one minor version apart."""

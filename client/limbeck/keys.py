@@ -1,19 +1,22 @@
 """API keys. All of it needs the scope `admin`."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, Generic
 
 from limbeck.objects import Key, Page, read
 from limbeck.paging import every, page
 from limbeck.transport import Transport, body
+from limbeck.verbs import verb, walk
+from limbeck.wires import W_co
 
 
-class Keys:
-    def __init__(self, transport: Transport) -> None:
+class Keys(Generic[W_co]):
+    def __init__(self, transport: Transport[W_co]) -> None:
         self._transport = transport
 
-    def create(
+    @verb
+    async def create(
         self,
         scopes: Sequence[str],
         *,
@@ -27,16 +30,19 @@ class Keys:
             document["owner"] = owner
         if expires_at is not None:
             document["expires_at"] = expires_at.isoformat()
-        return read(Key, body(self._transport.request("POST", "/keys", json=document)))
+        return read(Key, body(await self._transport.request("POST", "/keys", json=document)))
 
-    def list(self, *, after: str | None = None, limit: int = 20) -> Page[Key]:
+    @verb
+    async def list(self, *, after: str | None = None, limit: int = 20) -> Page[Key]:
         """Newest first, revoked ones too."""
-        return page(self._transport, "/keys", Key, after=after, limit=limit)
+        return await page(self._transport, "/keys", Key, after=after, limit=limit)
 
-    def all(self) -> Iterator[Key]:
+    @walk
+    def all(self) -> AsyncGenerator[Key]:
         """Every key, newest first, page by page."""
-        return every(lambda after: self.list(after=after, limit=100))
+        return every(self._transport, "/keys", Key)
 
-    def delete(self, key: str | Key) -> None:
+    @verb
+    async def delete(self, key: str | Key) -> None:
         """Revoke it: from within a second on it opens nothing."""
-        self._transport.request("DELETE", f"/keys/{key if isinstance(key, str) else key.id}")
+        await self._transport.request("DELETE", f"/keys/{key if isinstance(key, str) else key.id}")

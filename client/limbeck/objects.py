@@ -5,11 +5,12 @@ that an older client can talk to a newer service.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
 from limbeck.errors import Problem, UnexpectedAnswer
+from limbeck.notebooks import brief, card, lines, table, told
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -79,6 +80,36 @@ class Page(Generic[Item]):
     def __getitem__(self, position: int) -> Item:
         return self.data[position]
 
+    def __repr__(self) -> str:
+        return f"{self._caption()}:{lines(self.data)}" if self.data else self._caption()
+
+    def _repr_html_(self) -> str:
+        rows = [told(item) if is_dataclass(item) and not isinstance(item, type) else item for item in self.data]
+        shown = [dict(row) if isinstance(row, Mapping) else {"": row} for row in rows]
+        return table(self._caption(), shown)
+
+    def _caption(self) -> str:
+        return f"Page of {len(self.data)}{', more follow' if self.has_more else ''}"
+
+
+class Report(Json):
+    """A student's report: a dictionary, as the documentation describes it, that shows itself as a table of its arms."""
+
+    def __repr__(self) -> str:
+        return f"Report: {self.get('verdict', 'no verdict')}{lines(self._rows())}"
+
+    def _repr_html_(self) -> str:
+        return table(str(self.get("verdict", "Report")), self._rows())
+
+    def _rows(self) -> list[Json]:
+        """Of each arm the figures that are one number or word."""
+        arms = self.get("arms")
+        return [
+            {"arm": arm, **{name: value for name, value in figures.items() if isinstance(value, int | float | str)}}
+            for arm, figures in (arms.items() if isinstance(arms, Mapping) else ())
+            if isinstance(figures, Mapping)
+        ]
+
 
 # --- datasets, teachers -----------------------------------------------------------------------------------------------
 
@@ -97,6 +128,9 @@ class Dataset:
     warnings: list[Any] = field(default_factory=list)
     raw: Json = field(default_factory=dict, repr=False, compare=False)
 
+    __repr__ = brief
+    _repr_html_ = card
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -110,6 +144,9 @@ class Teacher:
     sha256: str = ""
     config: Json = field(default_factory=dict, repr=False)
     raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+    __repr__ = brief
+    _repr_html_ = card
 
 
 # --- jobs -------------------------------------------------------------------------------------------------------------
@@ -154,6 +191,9 @@ class Job:
     rerun_of: str | None = None
     raw: Json = field(default_factory=dict, repr=False, compare=False)
 
+    __repr__ = brief
+    _repr_html_ = card
+
     @property
     def ended(self) -> bool:
         return self.status in ENDED
@@ -173,6 +213,9 @@ class Validation:
     estimates: Json | None = None
     estimates_reason: str | None = None
     raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+    __repr__ = brief
+    _repr_html_ = card
 
 
 @dataclass(frozen=True)
@@ -197,6 +240,8 @@ class Point:
     name: str
     step: int
     value: float
+    job_id: str = ""
+    """Which job's it is, where several are compared."""
     raw: Json = field(default_factory=dict, repr=False, compare=False)
 
 
@@ -218,6 +263,9 @@ class Student:
     gate_passed: bool | None = None
     deployments: list[str] = field(default_factory=list)
     raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+    __repr__ = brief
+    _repr_html_ = card
 
 
 @dataclass(frozen=True)
@@ -259,6 +307,9 @@ class Economics:
     measured_on: Json | None = None
     raw: Json = field(default_factory=dict, repr=False, compare=False)
 
+    __repr__ = brief
+    _repr_html_ = card
+
 
 @dataclass(frozen=True)
 class File:
@@ -289,6 +340,9 @@ class Verification:
     files: list[FileCheck]
     raw: Json = field(default_factory=dict, repr=False, compare=False)
 
+    __repr__ = brief
+    _repr_html_ = card
+
 
 @dataclass(frozen=True)
 class Deployment:
@@ -305,6 +359,9 @@ class Deployment:
     auto: Json | None = None
     capture: Json | None = None
     raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+    __repr__ = brief
+    _repr_html_ = card
 
 
 @dataclass(frozen=True)
@@ -359,6 +416,9 @@ class DeploymentTraffic:
     """Of each bound."""
     raw: Json = field(default_factory=dict, repr=False, compare=False)
 
+    __repr__ = brief
+    _repr_html_ = card
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -375,6 +435,63 @@ class Prediction:
     labelled_at: datetime | None = None
     expires_at: datetime | None = None
     raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+# --- secrets, webhooks ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Secret:
+    """That there is one; its value never comes back."""
+
+    name: str
+    created_at: datetime
+    updated_at: datetime
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class Webhook:
+    """An address that is told of events."""
+
+    id: str
+    url: str
+    events: list[str]
+    created_at: datetime
+    secret: str | None = None
+    """The name of the secret that signs."""
+    job_id: str | None = None
+    """Only this job's events."""
+    disabled_at: datetime | None = None
+    disabled_reason: str | None = None
+    signing_secret: str | None = field(default=None, repr=False)
+    """What signs: only in the answer to `webhooks.create`, and never again."""
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+    __repr__ = brief
+    _repr_html_ = card
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """One event for one webhook, and what became of it."""
+
+    id: str
+    webhook_id: str
+    type: str
+    """The event, such as job.succeeded."""
+    status: str
+    """pending, delivered or failed."""
+    created_at: datetime
+    attempts: int = 0
+    last_status_code: int | None = None
+    last_error: str | None = None
+    attempted_at: datetime | None = None
+    ended_at: datetime | None = None
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+    __repr__ = brief
+    _repr_html_ = card
 
 
 # --- keys, workers, readiness -----------------------------------------------------------------------------------------
@@ -395,6 +512,9 @@ class Key:
     """The secret: only in the answer to `keys.create`, and never again."""
     raw: Json = field(default_factory=dict, repr=False, compare=False)
 
+    __repr__ = brief
+    _repr_html_ = card
+
 
 @dataclass(frozen=True)
 class Worker:
@@ -410,9 +530,22 @@ class Worker:
     alive: bool = True
     raw: Json = field(default_factory=dict, repr=False, compare=False)
 
+    __repr__ = brief
+    _repr_html_ = card
+
 
 @dataclass(frozen=True)
 class Readiness:
     status: str
     checks: dict[str, str] = field(default_factory=dict)
+    raw: Json = field(default_factory=dict, repr=False, compare=False)
+
+
+@dataclass(frozen=True)
+class SignInLink:
+    """Opens the service's pages in one browser, once."""
+
+    path: str = field(repr=False)
+    """Below the service's address."""
+    expires_at: datetime
     raw: Json = field(default_factory=dict, repr=False, compare=False)

@@ -2,11 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic
 
 from limbeck.errors import UnexpectedAnswer
+from limbeck.notebooks import table
 from limbeck.objects import Prediction, read
 from limbeck.transport import Transport, body
+from limbeck.verbs import verb
+from limbeck.wires import W_co
 
 
 @dataclass(frozen=True)
@@ -51,15 +54,17 @@ class Predictions:
     data: list[list[Any]]
     """Of `Label`, `Entity` or `Span`, as the deployment's task has it."""
     student: str | None = None
-    """The student that computed them."""
+    """The student that computed them; None where several did."""
     prediction_id: str | None = None
     """Where the deployment's capture kept them; see `ids`."""
     arm: str | None = None
-    """stable or canary."""
+    """stable or canary, or mixed where several calls were made."""
     answered_by: str | None = None
     """Where there is a fallback: student, mixed, teacher, or the id of the student that took over."""
     server_timing: str | None = None
     raw: Any = field(default=None, repr=False, compare=False)
+    parts: tuple["Predictions", ...] = field(default=(), repr=False, compare=False)
+    """The answers of each call, where it took several."""
 
     def __iter__(self) -> Iterator[list[Any]]:
         return iter(self.data)
@@ -72,27 +77,78 @@ class Predictions:
 
     @property
     def ids(self) -> list[str]:
-        """The id of each input, for `client.predictions.feedback`; empty where they were not kept."""
+        """The id of each input, for `client.predictions.feedback`; empty where not all of them were kept."""
+        if self.parts:
+            return [id_ for part in self.parts for id_ in part.ids] if all(part.ids for part in self.parts) else []
         if self.prediction_id is None:
             return []
         if len(self.data) == 1:
             return [self.prediction_id]
         return [f"{self.prediction_id}.{position}" for position in range(len(self.data))]
 
+    def _repr_html_(self) -> str:
+        """The best answer to each input."""
+        return table(
+            f"Predictions of {self.student or 'several students'}", [vars(one[0]) if one else {} for one in self]
+        )
 
-class CapturedPredictions:
+
+@dataclass(frozen=True)
+class Trial:
+    """What a student says to some inputs, and what its teacher says: a list for each input, as in `Predictions`."""
+
+    student: list[list[Any]]
+    teacher: list[list[Any]] | None = None
+    """None: it was not asked, or cannot be; see `teacher_reason`."""
+    student_milliseconds: float | None = None
+    teacher_milliseconds: float | None = None
+    teacher_reason: str | None = None
+    raw: Any = field(default=None, repr=False, compare=False)
+
+    def _repr_html_(self) -> str:
+        """The best answers to each input, side by side."""
+        pairs = zip(self.student, self.teacher or [[] for _ in self.student], strict=True)
+        return table("Trial", [{"student": one[:1], "teacher": other[:1]} for one, other in pairs])
+
+
+class CapturedPredictions(Generic[W_co]):
     """What deployments kept; `client.deployments.captures` lists it."""
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport[W_co]) -> None:
         self._transport = transport
 
-    def feedback(self, prediction: str | Prediction, label: Any) -> Prediction:
+    @verb
+    async def feedback(self, prediction: str | Prediction, label: Any) -> Prediction:
         """Tell the true answer, as the label's column of the task would have it. A second one replaces the first."""
         id_ = prediction if isinstance(prediction, str) else prediction.id
-        response = self._transport.request(
+        response = await self._transport.request(
             "POST", f"/predictions/{id_}/feedback", json={"label": label}, idempotent=True
         )
         return read(Prediction, body(response))
+
+
+def trial_of(document: Any) -> Trial:
+    """The answer of /students/{id}/predict. Raises `UnexpectedAnswer`."""
+    if not isinstance(document, dict):
+        raise UnexpectedAnswer("this student answers with something that this client cannot read")
+    student, teacher = (document.get(name) or {} for name in ("student", "teacher"))
+    return Trial(
+        student=answers_of(student.get("answers"), single=False),
+        teacher=answers_of(teacher["answers"], single=False) if "answers" in teacher else None,
+        student_milliseconds=student.get("milliseconds"),
+        teacher_milliseconds=teacher.get("milliseconds"),
+        teacher_reason=document.get("teacher_reason"),
+        raw=document,
+    )
+
+
+def body_of(
+    inputs: Any, top_k: int | None, function_to_apply: str | None, aggregation_strategy: str | None
+) -> dict[str, Any]:
+    """What is sent to be answered: the inputs, and those parameters that are given."""
+    wanted = {"top_k": top_k, "function_to_apply": function_to_apply, "aggregation_strategy": aggregation_strategy}
+    parameters = {name: value for name, value in wanted.items() if value is not None}
+    return {"inputs": inputs, "parameters": parameters} if parameters else {"inputs": inputs}
 
 
 def answers_of(answers: Any, *, single: bool) -> list[list[Label | Entity | Span]]:

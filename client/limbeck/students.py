@@ -1,41 +1,50 @@
 """Students: what is known of one, and a verified copy of its files."""
 
-import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from typing import Generic
 
-import httpx2
-
-from limbeck.errors import DownloadDamaged, LimbeckError, ServiceUnreachable
-from limbeck.objects import Disagreement, Economics, File, Json, Page, Student, Verification, read
+from limbeck import hub
+from limbeck.errors import LimbeckError
+from limbeck.objects import Disagreement, Economics, File, Json, Page, Report, Student, Verification, read
 from limbeck.paging import every, page
+from limbeck.predictions import Trial, body_of, trial_of
+from limbeck.saving import fetch
 from limbeck.transport import Transport, body
+from limbeck.verbs import verb, walk
 from limbeck.verifying import MANIFEST, PLAIN, sha256, verify_folder
+from limbeck.wires import W_co
 
 _PATIENCE = 600.0  # the service reads every file before it answers
 
 
-class Students:
-    def __init__(self, transport: Transport) -> None:
+class Students(Generic[W_co]):
+    def __init__(self, transport: Transport[W_co]) -> None:
         self._transport = transport
 
-    def get(self, student: str | Student) -> Student:
-        return read(Student, body(self._transport.request("GET", f"/students/{_id(student)}")))
+    @verb
+    async def get(self, student: str | Student) -> Student:
+        return read(Student, body(await self._transport.request("GET", f"/students/{_id(student)}")))
 
-    def list(self, *, name: str | None = None, after: str | None = None, limit: int = 20) -> Page[Student]:
+    @verb
+    async def list(self, *, name: str | None = None, after: str | None = None, limit: int = 20) -> Page[Student]:
         """Newest first."""
-        return page(self._transport, "/students", Student, name=name, after=after, limit=limit)
+        return await page(self._transport, "/students", Student, name=name, after=after, limit=limit)
 
-    def all(self) -> Iterator[Student]:
+    @walk
+    def all(self, *, name: str | None = None) -> AsyncGenerator[Student]:
         """Every student, newest first, page by page."""
-        return every(lambda after: self.list(after=after, limit=100))
+        return every(self._transport, "/students", Student, name=name)
 
-    def report(self, student: str | Student) -> Json:
+    @verb
+    async def report(self, student: str | Student) -> Report:
         """The report: arms, comparisons, gate and verdict, as the documentation describes them."""
-        document = body(self._transport.request("GET", f"/students/{_id(student)}/report"))
-        return dict(document)
+        document = body(await self._transport.request("GET", f"/students/{_id(student)}/report"))
+        return Report(document)
 
-    def disagreements(
+    @verb
+    async def disagreements(
         self,
         student: str | Student,
         *,
@@ -51,9 +60,10 @@ class Students:
         artifact has none.
         """
         path = f"/students/{_id(student)}/disagreements"
-        return page(self._transport, path, Disagreement, right=right, truth=truth, after=after, limit=limit)
+        return await page(self._transport, path, Disagreement, right=right, truth=truth, after=after, limit=limit)
 
-    def economics(
+    @verb
+    async def economics(
         self,
         student: str | Student,
         *,
@@ -81,31 +91,60 @@ class Students:
             "fallback_coverage": fallback_coverage,
         }
         given = {name: value for name, value in wanted.items() if value is not None}
-        response = self._transport.request("GET", f"/students/{_id(student)}/economics", params=given)
+        response = await self._transport.request("GET", f"/students/{_id(student)}/economics", params=given)
         return read(Economics, body(response))
 
-    def files(self, student: str | Student) -> Sequence[File]:
+    @verb
+    async def files(self, student: str | Student) -> Sequence[File]:
         """Every file but `manifest.json`, which lists them too."""
-        return page(self._transport, f"/students/{_id(student)}/files", File).data
+        return (await page(self._transport, f"/students/{_id(student)}/files", File)).data
 
-    def manifest(self, student: str | Student) -> Json:
+    @verb
+    async def manifest(self, student: str | Student) -> Json:
         """The manifest: where it comes from, and the SHA-256 of every file."""
-        response = self._transport.request("GET", f"/students/{_id(student)}/files/{MANIFEST}")
+        response = await self._transport.request("GET", f"/students/{_id(student)}/files/{MANIFEST}")
         return dict(body(response))
 
-    def verify(self, student: str | Student | Path) -> Verification:
+    @verb
+    async def predict(
+        self,
+        student: str | Student,
+        inputs: Sequence[str | Mapping[str, str]],
+        *,
+        teacher: bool = True,
+        top_k: int | None = None,
+        function_to_apply: str | None = None,
+        aggregation_strategy: str | None = None,
+    ) -> Trial:
+        """What a student, deployed or not, says to at most 32 inputs, and its teacher: for looking, not for production.
+
+        Inputs and parameters are those of `client.predict`.
+        """
+        document = body_of(list(inputs), top_k, function_to_apply, aggregation_strategy)
+        path = f"/students/{_id(student)}/predict"
+        asked = {"teacher": "true" if teacher else "false"}
+        return trial_of(body(await self._transport.request("POST", path, json=document, params=asked, idempotent=True)))
+
+    @verb
+    async def card(self, student: str | Student) -> str:
+        """The model card, as Markdown. 404 where it was published before there were cards."""
+        return (await self._transport.request("GET", f"/students/{_id(student)}/files/{hub.CARD}")).text
+
+    @verb
+    async def verify(self, student: str | Student | Path) -> Verification:
         """Whether every file is the one that was published: in the service's store, or in the folder of this `Path`.
 
         The service reads all files again; of a folder nobody is asked.
         """
         if isinstance(student, Path):
-            return verify_folder(student)
-        response = self._transport.request(
+            return await self._transport.wire.aside(partial(verify_folder, student))
+        response = await self._transport.request(
             "POST", f"/students/{_id(student)}/verify", idempotent=True, read_timeout=_PATIENCE
         )
         return read(Verification, body(response))
 
-    def download(
+    @verb
+    async def download(
         self,
         student: str | Student,
         folder: Path | str,
@@ -118,42 +157,37 @@ class Students:
         called for each file when it is there, with True if it was fetched. Raises `DownloadDamaged`.
         """
         folder = Path(folder)
-        for file in self.files(student):
+        for file in await Students.files(self, student):
             if not PLAIN.fullmatch(file.path):
                 raise LimbeckError(f"the service names a file {file.path!r}, which is not written anywhere")
             target = folder / file.path
-            fetched = not (target.is_file() and target.stat().st_size == file.size and sha256(target) == file.sha256)
+            fetched = not await self._transport.wire.aside(partial(_is_there, target, file))
             if fetched:
-                self._fetch(_id(student), file.path, target, file.sha256)
+                await self._fetch(student, file.path, target, file.sha256)
             if on_file:
                 on_file(file, fetched)
         # Last, as the service publishes it: a folder with a manifest is complete.
-        self._fetch(_id(student), MANIFEST, folder / MANIFEST, None)
+        await self._fetch(student, MANIFEST, folder / MANIFEST, None)
         return folder
 
-    def delete(self, student: str | Student) -> None:
-        self._transport.request("DELETE", f"/students/{_id(student)}")
+    @verb
+    async def export(self, student: str | Student, folder: Path | str, choices: hub.Choices | None = None) -> Json:
+        """Download it as a folder that the Hugging Face Hub takes. Returns the metadata of its card."""
+        folder = Path(folder)
+        await self._transport.wire.aside(partial(hub.refuse_foreign, folder))
+        await Students.download(self, student, folder)
+        return await self._transport.wire.aside(partial(hub.arrange, folder, choices or hub.Choices()))
 
-    def _fetch(self, student_id: str, path: str, target: Path, known: str | None) -> None:
-        part = target.with_name(target.name + ".part")
-        digest = hashlib.sha256()
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with self._transport.stream(f"/students/{student_id}/files/{path}", read_timeout=60) as response:
-                expected = known or response.headers.get("etag", "").strip('"') or None
-                with part.open("wb") as file:
-                    for chunk in response.iter_bytes(1 << 18):
-                        digest.update(chunk)
-                        file.write(chunk)
-            if expected is not None and digest.hexdigest() != expected:
-                raise DownloadDamaged(f"{path} does not match its SHA-256", hint="download it again")
-            part.replace(target)
-        except OSError as error:
-            raise LimbeckError(f"{target} cannot be written: {error.strerror or error}") from error
-        except httpx2.TransportError as error:
-            raise ServiceUnreachable(f"the download of {path} broke", hint="download again: it goes on") from error
-        finally:
-            part.unlink(missing_ok=True)
+    @verb
+    async def delete(self, student: str | Student) -> None:
+        await self._transport.request("DELETE", f"/students/{_id(student)}")
+
+    async def _fetch(self, student: str | Student, path: str, target: Path, known: str | None) -> None:
+        await fetch(self._transport, f"/students/{_id(student)}/files/{path}", target, read_timeout=60, sha256=known)
+
+
+def _is_there(target: Path, file: File) -> bool:
+    return target.is_file() and target.stat().st_size == file.size and sha256(target) == file.sha256
 
 
 def _id(student: str | Student) -> str:

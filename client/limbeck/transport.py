@@ -1,23 +1,24 @@
 """Requests and their repetition: what is tried again, when, and what an answer that is not a success becomes.
 
 A 429 or a 503 is tried again after its `Retry-After`, whatever the request: the service has done nothing yet. A
-connection that breaks is tried again only where doing a thing twice is doing it once. No noun of the API is known here.
+connection that breaks is tried again only where doing a thing twice is doing it once, or where the service never had
+the whole of it. No noun of the API is known here, and not whether anybody awaits an answer.
 """
 
 import json
 import random
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Any
+from typing import Any, Generic
 
 import httpx2
 
-from limbeck.address import is_loopback
 from limbeck.errors import ApiError, ServiceUnreachable, UnexpectedAnswer
 from limbeck.objects import problem
+from limbeck.versions import Versions
+from limbeck.wires import W_co
 
 MOST_TRIES = 5
 LONGEST_PAUSE = 30.0
@@ -28,26 +29,19 @@ _AGAIN = frozenset({429, 503})
 NOT_RUNNING = "is the service running? start it with: limbeck up"
 
 
-class Transport:
-    """One pool of connections to one service. May be shared by threads."""
+class Transport(Generic[W_co]):
+    """May be shared by threads, or by tasks, as its wire may."""
 
-    def __init__(self, url: str, key: str | None, *, timeout: float, version: str) -> None:
+    def __init__(self, wire: W_co, url: str, *, timeout: float, version: str) -> None:
+        self.wire = wire
         self.url = url
-        headers = {"User-Agent": f"limbeck/{version}"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}"
-        try:
-            # This machine is never reached by way of a proxy, whatever the environment says.
-            proxied = not is_loopback(httpx2.URL(url).host)
-            self._http = httpx2.Client(base_url=url, headers=headers, timeout=timeout, trust_env=proxied)
-        except (httpx2.InvalidURL, UnicodeEncodeError) as error:
-            raise UnexpectedAnswer(f"{url!r} with this key cannot be called: {error}") from error
         self.timeout = timeout
+        self._versions = Versions(version)
 
-    def close(self) -> None:
-        self._http.close()
+    async def close(self) -> None:
+        await self.wire.close()
 
-    def request(
+    async def request(
         self,
         method: str,
         path: str,
@@ -61,65 +55,67 @@ class Transport:
 
         `idempotent` None: by the method. `content` goes to httpx2 (`json`, `params`, `headers`).
         """
-        return self.send(
-            lambda: self._http.build_request(method, path, timeout=self._patience(read_timeout), **content),
+        return await self.send(
+            lambda: self.wire.build(method, path, timeout=self._patience(read_timeout), **content),
             idempotent=method in _IDEMPOTENT if idempotent is None else idempotent,
             accept=accept,
         )
 
-    def send(
+    async def send(
         self,
         build: Callable[[], httpx2.Request],
         *,
         idempotent: bool,
+        whole: Callable[[], bool] = lambda: True,
         stream: bool = False,
         accept: frozenset[int] = frozenset(),
     ) -> httpx2.Response:
-        """As `request`. `build` is called for each try anew: the body of an upload can be read only once."""
+        """As `request`. `build` is called for each try anew: the body of an upload can be read only once.
+
+        `whole`: whether all of the body may have left. Without its end the service has done nothing.
+        """
         lost = False  # an earlier try may have had its effect, and only its answer was lost
         for attempt in range(MOST_TRIES):
             last = attempt == MOST_TRIES - 1
             request = build()
             try:
-                response = self._http.send(request, stream=stream)
+                response = await self.wire.send(request, stream=stream)
             except httpx2.TransportError as error:
                 # Nothing listens: two more looks, in case it is only being restarted.
                 enough = last or (isinstance(error, httpx2.ConnectError) and attempt >= 2)
-                if enough or not idempotent or isinstance(error, httpx2.UnsupportedProtocol):
+                harmless = idempotent or not whole()
+                if enough or not harmless or isinstance(error, httpx2.UnsupportedProtocol):
                     raise self._unreachable(error) from error
                 lost = lost or not isinstance(error, httpx2.ConnectError | httpx2.ConnectTimeout)
-                time.sleep(_backoff(attempt))
+                await self.wire.sleep(_backoff(attempt))
                 continue
+            self._versions.heard(response.headers.get("x-limbeck-version"))
             if response.is_success or response.status_code in accept:
                 return response
             if lost and request.method == "DELETE" and response.status_code == 404:
                 return response  # the try whose answer was lost has deleted it
             if stream:
-                response.read()
-                response.close()
+                await self.wire.drain(response)
             pause = _retry_after(response)
             if response.status_code not in _AGAIN or last or (pause or 0) > LONGEST_PAUSE:
                 raise refusal(response)
-            time.sleep(_backoff(attempt) if pause is None else pause)
+            await self.wire.sleep(_backoff(attempt) if pause is None else pause)
         raise AssertionError("unreachable")
 
-    def build(self, method: str, path: str, **content: Any) -> httpx2.Request:
-        return self._http.build_request(method, path, **content)
-
-    @contextmanager
-    def stream(
+    @asynccontextmanager
+    async def stream(
         self, path: str, *, headers: Mapping[str, str] | None = None, read_timeout: float
-    ) -> Iterator[httpx2.Response]:
-        """A GET whose body is read by the caller, who meets the connection's errors."""
+    ) -> AsyncIterator[httpx2.Response]:
+        """A GET whose body the caller reads from `wire`, who meets the connection's errors."""
 
         def build() -> httpx2.Request:
-            return self._http.build_request("GET", path, headers=headers, timeout=self._patience(read_timeout))
+            return self.wire.build("GET", path, headers=headers, timeout=self._patience(read_timeout))
 
-        response = self.send(build, idempotent=True, stream=True)
+        response = await self.send(build, idempotent=True, stream=True)
         try:
             yield response
         finally:
-            response.close()
+            await self.wire.shut(response)
 
     def _patience(self, read_timeout: float | None) -> httpx2.Timeout:
         return httpx2.Timeout(self.timeout, connect=min(self.timeout, 10.0), read=read_timeout or self.timeout)

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio.from_thread import BlockingPortal, start_blocking_portal
 from typer.testing import CliRunner
 
 from limbeck import Client
 from limbeck.cli import app
 from models.answers import Kind
 from models.tables import Student, new_id
+from tests.client.scripts import Script, scripted
 from tests.client.stand_ins import REPORT, Service, serving, spec_of
 from tests.client.wire import Wire
 from tests.factories import tiny_rows
@@ -40,6 +42,19 @@ def _no_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 @pytest.fixture
 def client(service: Service, key: str) -> Iterator[Client]:
     with Client(service.url, key) as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def portal() -> Iterator[BlockingPortal]:
+    """An event loop in a thread."""
+    with start_blocking_portal() as found:
+        yield found
+
+
+@pytest.fixture
+def script() -> Iterator[Script]:
+    with scripted() as found:
         yield found
 
 

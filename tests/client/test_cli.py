@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from limbeck import Client, __version__
 from limbeck.cli import app, output, reports, watching
 from limbeck.cli.reports import show_report
-from limbeck.objects import Job, Point
+from limbeck.objects import Job
 from tests.client.conftest import Cli
 from tests.client.stand_ins import REPORT, ScriptedWorker, Service
 
@@ -73,6 +73,7 @@ class TestJobs:
         assert cli("jobs", "submit", spec_file, "--idempotency-key", "cli-1", "--json").json["id"] == made["id"]
         assert made["id"] in cli("jobs", "list", "--status", "queued").out
         assert made["id"] not in cli("jobs", "list", "--status", "failed").out
+        assert "did you mean queued?" in cli("jobs", "list", "--status", "qeued").err
         assert "queued" in cli("jobs", "show", made["id"]).out
         assert "queued" in cli("jobs", "events", made["id"]).out
         assert "no metrics" in cli("jobs", "metrics", made["id"]).out
@@ -81,6 +82,17 @@ class TestJobs:
         assert watched.code == 1
         assert "cancelled" in watched.out
         assert cli("jobs", "delete", made["id"], "--json").json == {"id": made["id"], "deleted": True}
+
+    def test_pause_and_resume(self, cli: Cli, spec_file: Path) -> None:
+        job = cli("jobs", "submit", spec_file, "--json").json["id"]
+        assert cli("jobs", "pause", job).out == f"{job} is paused\n"
+        assert cli("jobs", "pause", job, "--json").json["status"] == "paused"
+        assert job in cli("jobs", "list", "--status", "paused").out
+        assert cli("jobs", "resume", job).out == f"{job} is queued\n"
+        cli("jobs", "cancel", job)
+        refused = cli("jobs", "pause", job)
+        assert refused.code == 1
+        assert "cancelled" in refused.err
 
     def test_problems_are_one_block_on_standard_error(self, cli: Cli, spec: dict[str, Any], tmp_path: Path) -> None:
         path = tmp_path / "bad.json"
@@ -131,11 +143,11 @@ class TestJobs:
     def test_watch_as_json_is_a_line_for_each_change(self, service: Service, cli: Cli, spec_file: Path) -> None:
         job = cli("jobs", "submit", spec_file, "--json").json["id"]
         worker = ScriptedWorker(service, job)
-        threading.Timer(0.3, worker.claim).start()
-        threading.Timer(1.0, worker.fail).start()
+        worker.claim()
+        threading.Timer(2.0, worker.fail).start()
         done = cli("jobs", "watch", job, "--json")
         lines = [json.loads(line) for line in done.out.splitlines()]
-        assert lines[0]["status"] == "queued"
+        assert lines[0]["status"] == "running"
         assert lines[-1]["status"] == "failed"
         assert done.code == 1
 
@@ -153,6 +165,15 @@ class TestStudents:
         again = cli("students", "download", student, folder, "--json").json
         assert not any(file["fetched"] for file in again["files"])
         assert "deleted" in cli("students", "delete", student).out
+
+    def test_one_that_is_not_deployed_is_tried(self, cli: Cli, student: str) -> None:
+        done = cli("students", "try", student, "what a lovely day", "and a sad one")
+        assert done.code == 0, done.err
+        assert done.out.count("  student  ") == 2
+        assert (
+            len(cli("students", "try", student, "-", "--no-teacher", "--json", stdin="one\ntwo\n").json["student"]) > 0
+        )
+        assert "limbeck students try" in cli("students", "try", student).err
 
     def test_deploy_predict_history_delete(self, cli: Cli, student: str) -> None:
         assert f"cli-test → {student}" in cli("deployments", "put", "cli-test", student).out
@@ -184,7 +205,9 @@ class TestKeys:
         assert "revoked" in cli("keys", "delete", id_).out
 
     def test_a_scope_that_is_none(self, cli: Cli) -> None:
-        assert "/scopes/0" in cli("keys", "create", "everything").err
+        refused = cli("keys", "create", "read", "predicts")
+        assert refused.code == 2
+        assert "did you mean predict?" in refused.err
 
 
 def test_workers(cli: Cli) -> None:
@@ -205,19 +228,14 @@ def test_no_key(cli: Cli) -> None:
     assert "LIMBECK_API_KEY" in done.err
 
 
-class TestWatching:
-    def test_the_latest_point_of_each_arm(self) -> None:
-        points = [
-            Point("distilled", 0, 0, "loss", 10, 0.5),
-            Point("distilled", 0, 1, "loss", 2, 0.4),
-            Point("control", 0, 0, "loss", 10, 0.9),
-            Point("control", 0, 0, "validation_accuracy", 8, 0.7),
-        ]
-        assert watching.latest_of(points) == {
-            "distilled": {"loss": 0.4},
-            "control": {"loss": 0.9, "validation_accuracy": 0.7},
-        }
+class _Impatient(Console):
+    """Before whom somebody presses Ctrl-C at the first line."""
 
+    def print(self, *objects: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+
+class TestWatching:
     def test_on_a_terminal_it_is_a_bar(
         self, service: Service, client: Client, spec: dict[str, Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -233,8 +251,22 @@ class TestWatching:
         assert ended.status == "failed"
         assert ticks
         shown = terminal.export_text()
-        assert "distil" in shown
-        assert "loss 0.6000" in shown
+        assert "distil …" in shown
+        assert "█▁" in shown
+        assert "0.6000" in shown
+        assert "Ctrl-C leaves the view; the job goes on" in shown
+        assert "the loss is not finite" in shown
+        assert not shown.rstrip().endswith("goes on")
+
+    def test_ctrl_c_leaves_the_job_running(
+        self, service: Service, cli: Cli, client: Client, spec_file: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        job = cli("jobs", "submit", spec_file, "--json").json["id"]
+        monkeypatch.setattr(watching, "console", _Impatient())
+        left = cli("jobs", "watch", job)
+        assert left.code == 130
+        assert f"limbeck jobs watch {job}" in left.err
+        assert client.jobs.get(job).status == "queued"
 
 
 def test_a_report_with_less_in_it(capsys: pytest.CaptureFixture[str]) -> None:
@@ -270,20 +302,6 @@ def test_a_report_of_another_task(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(r"constant answer\D+0\.0000", shown)
     assert "points" not in shown
     assert "%" not in shown
-
-
-@pytest.mark.parametrize(
-    ("task", "name"),
-    [
-        ({"kind": "text-classification"}, "validation_accuracy"),
-        ({"kind": "text-classification", "multi_label": True}, "validation_micro_f1"),
-        ({"kind": "text-regression"}, "validation_pearson"),
-        ({"kind": "token-classification"}, "validation_f1"),
-        ({"kind": "question-answering"}, "validation_f1"),
-    ],
-)
-def test_the_metric_that_is_followed_is_the_tasks(task: dict[str, Any], name: str) -> None:
-    assert watching.shown({"task": task}) == ("loss", name)
 
 
 @pytest.mark.parametrize(

@@ -1,20 +1,33 @@
-"""`Client` against the real service."""
+"""`Client` and `AsyncClient` against the real service."""
 
 import hashlib
-import json
 import threading
 import time
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from anyio.from_thread import BlockingPortal
 
 from limbeck import ApiError, Client, DownloadDamaged, LimbeckError, WaitTimeout
 from limbeck.objects import Event, Job
-from models import lifecycle
+from models import workers
+from tests.client.awaited import awaited
 from tests.client.stand_ins import ScriptedWorker, Service, spec_of
 from tests.client.wire import Wire
 from tests.factories import tiny_teacher
+
+
+@pytest.fixture(params=["blocking", "awaited"])
+def client(request: pytest.FixtureRequest, service: Service, key: str, portal: BlockingPortal) -> Iterator[Client]:
+    if request.param == "blocking":
+        with Client(service.url, key) as found:
+            yield found
+    else:
+        with awaited(portal, service.url, key) as found:
+            yield found
 
 
 class TestDatasets:
@@ -85,11 +98,12 @@ class TestTeachers:
 
 class TestJobs:
     def test_submit_is_idempotent(self, client: Client, spec: dict[str, Any]) -> None:
-        one = client.jobs.submit(spec, idempotency_key="k-1")
-        assert client.jobs.submit(spec, idempotency_key="k-1").id == one.id
+        key = str(uuid.uuid4())
+        one = client.jobs.submit(spec, idempotency_key=key)
+        assert client.jobs.submit(spec, idempotency_key=key).id == one.id
         assert client.jobs.submit(spec).id != one.id
         with pytest.raises(ApiError) as caught:
-            client.jobs.submit({**spec, "seed": 7}, idempotency_key="k-1")
+            client.jobs.submit({**spec, "seed": 7}, idempotency_key=key)
         assert caught.value.code == "idempotency_key_reused"
 
     def test_every_problem_at_once(self, client: Client, spec: dict[str, Any]) -> None:
@@ -110,9 +124,10 @@ class TestJobs:
         assert len(list(client.jobs.all())) == before
 
     def test_list_by_status_and_name(self, client: Client, spec: dict[str, Any]) -> None:
-        job = client.jobs.submit({**spec, "name": "by name"})
-        assert [item.id for item in client.jobs.list(name="by name", status=["queued", "running"])] == [job.id]
-        assert not client.jobs.list(name="by name", status="failed").data
+        name = f"by name {uuid.uuid4()}"
+        job = client.jobs.submit({**spec, "name": name})
+        assert [item.id for item in client.jobs.list(name=name, status=["queued", "running"])] == [job.id]
+        assert not client.jobs.list(name=name, status="failed").data
 
     def test_cancel_and_delete(self, client: Client, spec: dict[str, Any]) -> None:
         job = client.jobs.submit(spec)
@@ -121,6 +136,21 @@ class TestJobs:
         client.jobs.delete(job)
         with pytest.raises(ApiError):
             client.jobs.get(job)
+
+    def test_pause_and_resume(self, client: Client, spec: dict[str, Any]) -> None:
+        job = client.jobs.submit(spec)
+        assert client.jobs.pause(job).status == "paused"
+        assert client.jobs.resume(job).status == "queued"
+
+    def test_compare(self, service: Service, client: Client, spec: dict[str, Any]) -> None:
+        jobs = [client.jobs.submit({**spec, "seed": seed}) for seed in (1, 2)]
+        worker = ScriptedWorker(service, jobs[1].id)
+        worker.claim()
+        worker.progress()
+        found = client.jobs.compare(jobs, "loss")
+        assert list(found) == [job.id for job in jobs]
+        assert [point.value for point in found[jobs[1].id]] == [0.7, 0.6]
+        assert not found[jobs[0].id]
 
     def test_wait_is_told_of_every_change(self, service: Service, client: Client, spec: dict[str, Any]) -> None:
         job = client.jobs.submit(spec)
@@ -280,6 +310,33 @@ class TestKeys:
             assert caught.value.hint
 
 
+class TestSecrets:
+    def test_put_list_delete(self, client: Client) -> None:
+        made = client.secrets.put("hub-token", "hf_very_secret")
+        assert made.name == "hub-token"
+        assert "hf_very_secret" not in repr(made.raw)
+        assert client.secrets.get("hub-token") == made
+        assert "hub-token" in {item.name for item in client.secrets.list()}
+        client.secrets.delete("hub-token")
+        with pytest.raises(ApiError) as caught:
+            client.secrets.get("hub-token")
+        assert caught.value.status == 404
+
+
+class TestWebhooks:
+    def test_create_test_delete(self, client: Client) -> None:
+        made = client.webhooks.create("https://example.org/hook", ["job.succeeded"])
+        assert made.events == ["job.succeeded"]
+        assert made.signing_secret
+        assert made.signing_secret not in repr(made)
+        assert made.id in {item.id for item in client.webhooks.all()}
+        sent = client.webhooks.test(made)
+        assert sent.webhook_id == made.id
+        assert [item.id for item in client.webhooks.deliveries(made)] == [sent.id]
+        client.webhooks.delete(made)
+        assert made.id not in {item.id for item in client.webhooks.list()}
+
+
 def test_ready_needs_no_key(service: Service) -> None:
     with Client(service.url, "") as stranger:
         assert stranger.ready().status == "ready"
@@ -288,14 +345,8 @@ def test_ready_needs_no_key(service: Service) -> None:
 
 def test_workers(service: Service, client: Client) -> None:
     with service.database.writing() as session:
-        lifecycle.worker_seen(
+        workers.seen(
             session, worker_id="wk_test", host="here", pid=1, device="cpu", device_name="a processor", slots=2, jobs=[]
         )
     found = next(worker for worker in client.workers() if worker.id == "wk_test")
     assert (found.host, found.slots, found.alive) == ("here", 2, True)
-
-
-def test_a_newer_service_is_understood(client: Client, csv_file: Path) -> None:
-    made = client.datasets.upload(csv_file)
-    assert json.dumps(made.raw)
-    assert "raw" not in repr(made)

@@ -1,17 +1,15 @@
 """What is sent again and what is not, against a server that answers as it is told to."""
 
-import json
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import pytest
+from anyio.from_thread import BlockingPortal
 
 from limbeck import ApiError, Client, LimbeckError, ServiceUnreachable, UnexpectedAnswer
+from tests.client.awaited import awaited
+from tests.client.scripts import HALF, Script
 
 JOB = {"id": "job_1", "name": "", "status": "queued", "created_at": "2026-11-24T00:00:00Z", "version": 1}
 KEY = {
@@ -25,58 +23,14 @@ KEY = {
 }
 
 
-@dataclass
-class Script:
-    """The answers to come: (status, headers, body), or None to break the connection. The last one stays."""
-
-    answers: list[tuple[int, dict[str, str], Any] | None]
-    url: str = ""
-    seen: list[tuple[str, str, dict[str, str], bytes]] = field(default_factory=list)
-
-
-@pytest.fixture
-def script() -> Iterator[Script]:
-    found = Script([])
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def _answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length") or 0))
-            found.seen.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}, body))
-            answer = found.answers.pop(0) if len(found.answers) > 1 else found.answers[0]
-            if answer is None:
-                self.close_connection = True
-                return
-            status, headers, document = answer
-            content = document if isinstance(document, bytes) else json.dumps(document).encode()
-            self.send_response(status)
-            for name, value in {"Content-Type": "application/json", **headers}.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - the library's names
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the library's name
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    found.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield found
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def caller(script: Script) -> Iterator[Client]:
-    with Client(script.url, "lk_secret", timeout=5) as client:
-        yield client
+@pytest.fixture(params=["blocking", "awaited"])
+def caller(request: pytest.FixtureRequest, script: Script, portal: BlockingPortal) -> Iterator[Client]:
+    if request.param == "blocking":
+        with Client(script.url, "lk_secret", timeout=5) as client:
+            yield client
+    else:
+        with awaited(portal, script.url, "lk_secret", timeout=5) as client:
+            yield client
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -165,6 +119,27 @@ def test_an_upload_is_whole_when_it_is_sent_again(script: Script, caller: Client
         caller.datasets.upload(path)
     first, second = (body for _, _, _, body in script.seen)
     assert len(first) == len(second) > 4000
+
+
+def test_an_upload_that_broke_half_way_is_sent_again(script: Script, caller: Client, tmp_path: Path) -> None:
+    """The service makes nothing of a form without its end."""
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"text,label\n" + b"a,b\n" * 4_000_000)
+    script.answers = [HALF, (422, {}, {"code": "invalid", "detail": "no"})]
+    with pytest.raises(ApiError):
+        caller.datasets.upload(path)
+    first, second = (body for _, _, _, body in script.seen)
+    assert len(first) < path.stat().st_size < len(second)
+
+
+def test_an_upload_whose_answer_was_lost_is_not_sent_again(script: Script, caller: Client, tmp_path: Path) -> None:
+    """It may have made a data set already."""
+    path = tmp_path / "rows.csv"
+    path.write_text("text,label\na,b\n")
+    script.answers = [None]
+    with pytest.raises(ServiceUnreachable, match="broke"):
+        caller.datasets.upload(path)
+    assert len(script.seen) == 1
 
 
 def test_a_proxys_page_is_an_error_that_can_be_read(script: Script, caller: Client) -> None:

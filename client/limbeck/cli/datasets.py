@@ -5,14 +5,19 @@ from typing import Annotated
 
 import typer
 
+from limbeck.cli.completion import ids
 from limbeck.cli.output import After, AsJson, Limit, console, service, show_fields, show_json, show_table, size, text
 from limbeck.objects import Dataset
 
 datasets = typer.Typer(no_args_is_help=True, help="Tables of texts and labels.")
 teachers = typer.Typer(no_args_is_help=True, help="Checkpoints of your own to learn from.")
 
-Id = Annotated[str, typer.Argument(metavar="ID", help="A dataset, ds_…", show_default=False)]
-TeacherId = Annotated[str, typer.Argument(metavar="ID", help="A teacher, tc_…", show_default=False)]
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="A dataset, ds_…", show_default=False, autocompletion=ids("datasets"))
+]
+TeacherId = Annotated[
+    str, typer.Argument(metavar="ID", help="A teacher, tc_…", show_default=False, autocompletion=ids("teachers"))
+]
 
 
 @datasets.command("upload")

@@ -190,7 +190,7 @@ def _run(client: Client, house: House, spec: Json, say: Callable[[str], None], *
     if as_json:
         job = client.jobs.wait(job, on_update=lambda _: house.look_after())
     else:
-        job = watch(client, job, tick=house.look_after)
+        job = watch(client, job, tick=house.look_after, keys="Ctrl-C stops the demo")
         show_end(job)
     if not job.succeeded or job.student_id is None:
         error = job.error

@@ -3,17 +3,18 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 
+from limbeck.cli.completion import ids
+from limbeck.cli.documents import read_document
 from limbeck.cli.output import (
     After,
     AsJson,
     Limit,
     console,
-    json_object,
     service,
     show_fields,
     show_json,
@@ -26,7 +27,10 @@ from limbeck.objects import Deployment, DeploymentTraffic, TrafficArm
 
 deployments = typer.Typer(no_args_is_help=True, help="Names that production calls.")
 
-Name = Annotated[str, typer.Argument(metavar="NAME", help="A deployment's name.", show_default=False)]
+Name = Annotated[
+    str,
+    typer.Argument(metavar="NAME", help="A deployment's name.", show_default=False, autocompletion=ids("deployments")),
+]
 IfMatch = Annotated[int | None, typer.Option("--if-version", help="Only if it is at this version.", show_default=False)]
 Pairs = list[str] | None
 _LISTS = frozenset({"redact"})
@@ -36,12 +40,13 @@ _LISTS = frozenset({"redact"})
 def put(
     name: Name,
     student: Annotated[
-        str | None, typer.Argument(metavar="STUDENT", help="Who serves, st_…", show_default=False)
+        str | None,
+        typer.Argument(metavar="STUDENT", help="Who serves, st_…", show_default=False, autocompletion=ids("students")),
     ] = None,
     *,
     file: Annotated[
         Path | None,
-        typer.Option(metavar="FILE.json", help="All of what it should be; - reads it.", show_default=False),
+        typer.Option(metavar="FILE", help="All of what it should be, YAML or JSON; - reads it.", show_default=False),
     ] = None,
     canary: Annotated[
         str | None, typer.Option(metavar="ID", help="Another student answers a share.", show_default=False)
@@ -100,7 +105,7 @@ def put(
                 hint=f"limbeck deployments put {name} st_… --canary st_… --fraction 0.1",
             )
         if file is not None:
-            document = json_object(file, 'a deployment is an object such as {"student": "st_…"}')
+            document = read_document(file, 'a deployment is an object such as {"student": "st_…"}').value
         _show(client.deployments.apply(name, document, if_match=if_version), as_json)
 
 
@@ -190,13 +195,21 @@ def captures(
         show_table(headings, rows, empty="nothing was captured", more=found.has_more)
 
 
+@deployments.command("delete-captures")
+def delete_captures(name: Name, as_json: AsJson = False) -> None:
+    """Forget all inputs and answers that were kept."""
+    with service() as client:
+        client.deployments.delete_captures(name)
+        show_json({"name": name, "captures_deleted": True}) if as_json else console.print(f"forgot what {name} kept")
+
+
 @deployments.command("dataset")
 def dataset(
     deployment: Name,
     name: Annotated[str | None, typer.Option(help="The dataset's name.", show_default=False)] = None,
     labels: Annotated[
-        str | None,
-        typer.Option(help="feedback (default), answers, or both: what is in the label's column.", show_default=False),
+        Literal["feedback", "answers", "both"] | None,
+        typer.Option(help="What is in the label's column; default: feedback.", show_default=False),
     ] = None,
     only_unsure_below: Annotated[
         float | None, typer.Option(help="Only rows with a score below this.", show_default=False)

@@ -5,11 +5,12 @@ from typing import Annotated
 import typer
 
 from limbeck.cli.output import AsJson, console, service, show_fields, show_json, show_table, text
+from limbeck.cli.students import Id
 from limbeck.objects import Economics
 
 
 def economics(
-    student: Annotated[str, typer.Argument(metavar="STUDENT", help="A student, st_…", show_default=False)],
+    student: Id,
     calls_per_month: Annotated[float, typer.Option(help="How often it is asked.", show_default=False)],
     host_cost_per_month: Annotated[float, typer.Option(help="Of one host that serves it.", show_default=False)],
     price_per_call: Annotated[
@@ -28,7 +29,7 @@ def economics(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a month of a student costs, against its teacher's API, and when it pays. Any one currency."""
+    """Show what a student saves against its teacher's API, and when it pays. Any one currency."""
     with service() as client:
         found = client.students.economics(
             student,

@@ -4,19 +4,19 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast, get_args
 
 import typer
 from rich.markup import escape
 
 from limbeck.bundles import Comparison, compare, read_bundle
+from limbeck.cli.completion import among, ids, only
+from limbeck.cli.documents import read_document
 from limbeck.cli.output import (
     After,
     AsJson,
     Limit,
-    complaints,
     console,
-    json_object,
     service,
     show_fields,
     show_json,
@@ -25,21 +25,17 @@ from limbeck.cli.output import (
     size,
     text,
 )
-from limbeck.cli.watching import show_end, watch
+from limbeck.cli.submitting import SPEC_HINT, IdempotencyKey, SpecFile, checked, quiet, show_invalid, submitted, tell
+from limbeck.cli.watching import follow, show_end
 from limbeck.client import Client
 from limbeck.errors import ApiError
-from limbeck.objects import Event, Job
+from limbeck.objects import Event, Job, JobStatus
 
-jobs = typer.Typer(no_args_is_help=True, help="Distillations.")
+jobs = typer.Typer(no_args_is_help=True, help="Distillations: submit, watch, pause, repeat.")
 
+STATUSES: tuple[JobStatus, ...] = get_args(JobStatus)
 _ID = re.compile("job_[0-9a-z]+")
-Id = Annotated[str, typer.Argument(metavar="ID", help="A job, job_…", show_default=False)]
-IdempotencyKey = Annotated[
-    str | None, typer.Option("--idempotency-key", help="The same key and spec are the same job.", show_default=False)
-]
-SpecFile = Annotated[
-    Path, typer.Argument(metavar="FILE.json", help="A job spec; - reads standard input.", show_default=False)
-]
+Id = Annotated[str, typer.Argument(metavar="ID", help="A job, job_…", show_default=False, autocompletion=ids("jobs"))]
 
 
 @jobs.command("submit")
@@ -49,9 +45,9 @@ def submit(
     follow: Annotated[bool, typer.Option("--watch", help="Follow it until it has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Submit a job."""
+    """Submit a job. Rows that it names as a file are uploaded first."""
     with service() as client:
-        job = client.jobs.submit(_spec(file), idempotency_key=key)
+        job = submitted(client, read_document(file, SPEC_HINT), file, key, quiet if as_json else tell)
         if not follow:
             show_json(job.raw) if as_json else console.print(f"{job.id}  [dim]limbeck jobs watch {job.id}[/]")
             return
@@ -69,7 +65,10 @@ def rerun(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Train a job's student once more. With --watch it exits with 1 if that is not the same, bit for bit."""
+    """Train a job's student once more.
+
+    With --watch it exits with 1 if that is not the same, bit for bit.
+    """
     with service() as client:
         source = job if _ID.fullmatch(job) else Path(job)
         before = _manifest_of(client, source) if follow else None
@@ -105,25 +104,32 @@ def bundle(
 def validate(file: SpecFile, as_json: AsJson = False) -> None:
     """Say everything that is wrong with a spec, or what it stands for. Creates nothing."""
     with service() as client:
-        found = client.jobs.validate(_spec(file))
+        document = read_document(file, SPEC_HINT)
+        found = checked(client, document, file)
         if as_json:
             show_json(found.raw)
         elif found.valid:
             console.print("[green]valid[/]")
-            show_json(found.resolved_spec)
+            if found.resolved_spec is not None:
+                show_json(found.resolved_spec)
             show_fields({"estimates": found.estimates, "no estimates": found.estimates_reason})
         else:
-            count = len(found.problems)
-            complaints.print(f"[bold red]Invalid:[/] {count} {'problem' if count == 1 else 'problems'}")
-            for problem in found.problems:
-                complaints.print(f"  [bold]{escape(problem.pointer or '/')}[/]  {escape(problem.message)}")
+            show_invalid(found, document)
         if not found.valid:
             raise typer.Exit(1)
 
 
 @jobs.command("list")
 def list_jobs(
-    status: Annotated[list[str] | None, typer.Option(help="Only these; may be repeated.", show_default=False)] = None,
+    status: Annotated[
+        list[str] | None,
+        typer.Option(
+            help=f"Only these, of {' '.join(STATUSES)}; may be repeated.",
+            show_default=False,
+            callback=only(STATUSES),
+            autocompletion=among(STATUSES),
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Only with this name.", show_default=False)] = None,
     limit: Limit = 20,
     after: After = None,
@@ -131,7 +137,9 @@ def list_jobs(
 ) -> None:
     """List jobs, newest first."""
     with service() as client:
-        found = client.jobs.list(status=status or None, name=name, limit=limit, after=after)  # type: ignore[arg-type]  # the service checks
+        found = client.jobs.list(
+            status=cast("list[JobStatus]", status) if status else None, name=name, limit=limit, after=after
+        )
         if as_json:
             show_json(found.raw)
             return
@@ -147,7 +155,7 @@ def show(job_id: Id, as_json: AsJson = False) -> None:
 
 
 @jobs.command("watch")
-def follow(job_id: Id, as_json: AsJson = False) -> None:
+def watch(job_id: Id, as_json: AsJson = False) -> None:
     """Follow a job until it has ended. Exits with 1 if it did not succeed."""
     with service() as client:
         _watch(client, client.jobs.get(job_id), as_json)
@@ -183,12 +191,25 @@ def metrics(
         show_table(("name", "arm", "stage", "phase", "step", "value"), rows, empty="no metrics yet")
 
 
+@jobs.command("pause")
+def pause(job_id: Id, as_json: AsJson = False) -> None:
+    """Pause a job: at once if it waits, after its next checkpoint if it runs. No work is lost."""
+    with service() as client:
+        _moved(client.jobs.pause(job_id), as_json)
+
+
+@jobs.command("resume")
+def resume(job_id: Id, as_json: AsJson = False) -> None:
+    """Let a paused job go on from its last checkpoint."""
+    with service() as client:
+        _moved(client.jobs.resume(job_id), as_json)
+
+
 @jobs.command("cancel")
 def cancel(job_id: Id, as_json: AsJson = False) -> None:
     """Cancel a job: at once if it waits, within seconds if it runs."""
     with service() as client:
-        job = client.jobs.cancel(job_id)
-        show_json(job.raw) if as_json else console.print(f"{job.id} is {job.status}")
+        _moved(client.jobs.cancel(job_id), as_json)
 
 
 @jobs.command("delete")
@@ -199,8 +220,8 @@ def delete(job_id: Id, as_json: AsJson = False) -> None:
         show_json({"id": job_id, "deleted": True}) if as_json else console.print(f"deleted {job_id}")
 
 
-def _spec(file: Path) -> dict[str, Any]:
-    return json_object(file, "a job spec is an object with task, dataset, …")
+def _moved(job: Job, as_json: bool) -> None:
+    show_json(job.raw) if as_json else console.print(f"{job.id} is {job.status}")
 
 
 def _watch(client: Client, job: Job, as_json: bool) -> Job:
@@ -209,9 +230,8 @@ def _watch(client: Client, job: Job, as_json: bool) -> Job:
         job = client.jobs.wait(job, on_update=lambda seen: show_line(seen.raw))
     else:
         try:
-            job = watch(client, job)
+            job = follow(client, job)
         except KeyboardInterrupt:
-            console.print(f"the job goes on; [bold]limbeck jobs cancel {job.id}[/] ends it")
             raise typer.Exit(130) from None
         show_end(job)
     if not job.succeeded:

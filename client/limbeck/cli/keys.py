@@ -6,15 +6,26 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
+from limbeck.cli.completion import among, ids, only
 from limbeck.cli.output import After, AsJson, Limit, complaints, console, seconds, service, show_json, show_table
 
 keys = typer.Typer(no_args_is_help=True, help="API keys; needs the scope admin.")
 
 
+_SCOPES = ("read", "jobs", "deploy", "predict", "admin")
+
+
 @keys.command("create")
 def create(
     scopes: Annotated[
-        list[str], typer.Argument(metavar="SCOPE…", help="read jobs deploy predict admin", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="SCOPE…",
+            help=" ".join(_SCOPES),
+            show_default=False,
+            callback=only(_SCOPES),
+            autocompletion=among(_SCOPES),
+        ),
     ],
     name: Annotated[str, typer.Option(help="What it is for.")] = "",
     owner: Annotated[
@@ -59,7 +70,10 @@ def list_keys(limit: Limit = 20, after: After = None, as_json: AsJson = False) -
 
 @keys.command("delete")
 def delete(
-    key: Annotated[str, typer.Argument(metavar="ID", help="A key, key_…", show_default=False)], as_json: AsJson = False
+    key: Annotated[
+        str, typer.Argument(metavar="ID", help="A key, key_…", show_default=False, autocompletion=ids("keys"))
+    ],
+    as_json: AsJson = False,
 ) -> None:
     """Revoke a key: from within a second on it opens nothing."""
     with service() as client:

@@ -1,11 +1,11 @@
 """How commands speak: tables or JSON on standard output; on standard error one readable block where all is not well."""
 
 import json
+import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from limbeck.client import Client
-from limbeck.errors import ApiError, LimbeckError
+from limbeck.errors import ApiError, LimbeckError, Problem
 
 # Piped output is read by programs and stored in logs: no column of it is folded to a terminal's width.
 console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 200)
@@ -42,30 +42,54 @@ def service() -> Iterator[Client]:
         yield client
 
 
-def json_object(file: Path, hint: str) -> dict[str, Any]:
-    """The JSON object in a file; `-` is standard input. `hint` says what kind of object is wanted."""
-    try:
-        document = json.loads(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LimbeckError(f"{file} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise LimbeckError(f"{file} is not JSON: {error}") from error
-    if not isinstance(document, dict):
-        raise LimbeckError(f"{file} does not hold a JSON object", hint=hint)
-    return document
-
-
-def complain(error: LimbeckError) -> None:
-    """Title, each problem with its pointer, hint."""
+def complain(error: LimbeckError, located: Callable[[Problem], str] = lambda problem: problem.pointer or "/") -> None:
+    """Title, each problem with where it is, hint."""
     title = error.title if isinstance(error, ApiError) else "Error"
-    complaints.print(f"[bold red]{escape(title)}:[/] {escape(error.message)}")
-    if isinstance(error, ApiError):
-        for problem in error.problems:
-            complaints.print(f"  [bold]{escape(problem.pointer or '/')}[/]  {escape(problem.message)}")
-    if error.hint:
-        complaints.print(f"[dim]hint:[/] {escape(error.hint)}")
+    problems = error.problems if isinstance(error, ApiError) else ()
+    # A single problem is the whole message, so that one of them is enough.
+    alone = len(problems) == 1 and error.message.endswith(problems[0].message)
+    complaints.print(f"[bold red]{escape(title)}:[/]{'' if alone else f' {escape(error.message)}'}")
+    show_problems(problems, located)
+    # The service's own hint for what is absent is for those who write requests.
+    hint = _advice(error) or error.hint
+    if hint:
+        complaints.print(f"[dim]hint:[/] {escape(hint)}")
     if isinstance(error, ApiError) and error.request_id and error.status >= 500:
         complaints.print(f"[dim]request id: {escape(error.request_id)}[/]")
+
+
+def show_problems(problems: Sequence[Problem], located: Callable[[Problem], str]) -> None:
+    for problem in problems:
+        complaints.print(f"  [bold]{escape(located(problem))}[/]  {escape(problem.message)}")
+
+
+def _advice(error: LimbeckError) -> str | None:
+    """What to do next, as a command."""
+    if not isinstance(error, ApiError):
+        return None
+    match error.status:
+        case 404:
+            noun = re.match(r"there is no (\w+)", error.message)
+            command = _LISTS.get(noun.group(1)) if noun else None
+            return f"{command} shows those that there are" if command else None
+        case 403 if not error.hint:
+            return "limbeck keys create SCOPE… makes another key, with a key that has the scope admin"
+        case _:
+            return None
+
+
+_LISTS = {
+    "dataset": "limbeck datasets list",
+    "teacher": "limbeck teachers list",
+    "job": "limbeck jobs list",
+    "student": "limbeck students list",
+    "deployment": "limbeck deployments list",
+    "prediction": "limbeck deployments captures NAME",
+    "key": "limbeck keys list",
+    "secret": "limbeck secrets list",
+    "webhook": "limbeck webhooks list",
+    "delivery": "limbeck webhooks deliveries ID",
+}
 
 
 def show_json(document: Any) -> None:

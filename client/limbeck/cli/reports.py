@@ -8,7 +8,7 @@ from rich.markup import escape
 from limbeck.cli.output import console, seconds, show_table, size
 
 _ARMS = ("teacher", "distilled", "control", "untrained")
-_METRICS = {
+METRICS = {
     "accuracy": "accuracy",
     "micro_f1": "micro F1",
     "macro_f1": "macro F1",
@@ -18,7 +18,7 @@ _METRICS = {
     "pearson": "Pearson",
     "spearman": "Spearman",
 }
-_SHARES = {"accuracy", "exact_match", "exact", "agreement"}
+SHARES = {"accuracy", "exact_match", "exact", "agreement"}
 """Shares of the test rows, which are shown in percent; their differences in points."""
 _COUNTERS = (
     ("teacher_training_steps", "teacher training steps"),
@@ -38,18 +38,18 @@ def show_report(report: Mapping[str, Any]) -> None:
     if report.get("constant"):
         shown["constant answer"] = report["constant"]
     rows = [_row(name, one, report, (main, *beside)) for name, one in shown.items()]
-    drop = "drop, points" if main in _SHARES else "drop"
-    words = [_METRICS.get(name, name) for name in (main, *beside)]
+    drop = "drop, points" if main in SHARES else "drop"
+    words = [METRICS.get(name, name) for name in (main, *beside)]
     show_table(("", words[0], drop, *words[1:], "agreement", "parameters", "served file", "p50"), rows)
     if arms.get("control") is None and report.get("control_reason"):
         console.print(f"[dim]no control arm: {escape(str(report['control_reason']))}[/]")
     comparisons = report.get("comparisons") or {}
-    unit = " points" if main in _SHARES else ""
+    unit = " points" if main in SHARES else ""
     gain = comparisons.get("gain_over_control")
     if gain:
-        console.print(f"gain over control: {_difference(main, gain)}{unit}")
+        console.print(f"gain over control: {difference(main, gain)}{unit}")
     for name, interval in (comparisons.get("others") or {}).items():
-        console.print(f"distilled against {escape(str(name))}: {_difference(main, interval)}{unit}")
+        console.print(f"distilled against {escape(str(name))}: {difference(main, interval)}{unit}")
     gate = report.get("gate") or {}
     for check in gate.get("checks") or []:
         mark = "[green]holds[/]" if check.get("passed") else "[red]does not hold[/]"
@@ -74,7 +74,7 @@ def show_counters(report: Mapping[str, Any]) -> None:
 
 def _beside(main: str, arms: Mapping[str, Any]) -> tuple[str, ...]:
     """The metric that is shown next to the main one, where the task has another."""
-    known = [name for name in _METRICS if name != main and any(name in (arm or {}) for arm in arms.values())]
+    known = [name for name in METRICS if name != main and any(name in (arm or {}) for arm in arms.values())]
     return tuple(known[:1])
 
 
@@ -84,33 +84,33 @@ def _row(name: str, arm: Mapping[str, Any], report: Mapping[str, Any], metrics: 
     main, *beside = metrics
     return (
         name,
-        _value(main, arm.get(main)),
-        _difference(main, drop) if drop else "",
-        *(_value(metric, arm.get(metric)) for metric in beside),
-        _value("agreement", arm.get("agreement")),
-        _millions(arm.get("parameters")),
+        shown_value(main, arm.get(main)),
+        difference(main, drop) if drop else "",
+        *(shown_value(metric, arm.get(metric)) for metric in beside),
+        shown_value("agreement", arm.get("agreement")),
+        millions(arm.get("parameters")),
         f"{size(arm['bytes'])} {arm.get('served') or ''}".strip() if arm.get("bytes") else "",
         f"{served['p50_ms']:.2f} ms" if served.get("p50_ms") is not None else "",
     )
 
 
-def _value(metric: str, value: float | None) -> str:
+def shown_value(metric: str, value: float | None) -> str:
     if value is None:
         return ""
-    return f"{value * 100:.2f} %" if metric in _SHARES else f"{value:.4f}"
+    return f"{value * 100:.2f} %" if metric in SHARES else f"{value:.4f}"
 
 
-def _difference(metric: str, interval: Mapping[str, Any]) -> str:
+def difference(metric: str, interval: Mapping[str, Any]) -> str:
     """A difference of two values of a metric with its interval, that of two shares in percentage points."""
     value, low, high = (interval.get(name) for name in ("value", "low", "high"))
     if value is None:
         return ""
-    scale, digits = (100, 2) if metric in _SHARES else (1, 4)
+    scale, digits = (100, 2) if metric in SHARES else (1, 4)
     words = f"{value * scale:+.{digits}f}"
     if low is None or high is None:
         return words
     return f"{words} [{low * scale:+.{digits}f}, {high * scale:+.{digits}f}]"
 
 
-def _millions(count: int | None) -> str:
+def millions(count: int | None) -> str:
     return "" if count is None else f"{count / 1e6:.2f} M" if count >= 100_000 else f"{count:,}"

@@ -2,11 +2,12 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.markup import escape
 
+from limbeck.cli.completion import ids
 from limbeck.cli.output import (
     After,
     AsJson,
@@ -29,7 +30,9 @@ students = typer.Typer(no_args_is_help=True, help="Published students.")
 
 _ID = re.compile("st_[0-9a-z]+")
 _WIDEST = 300
-Id = Annotated[str, typer.Argument(metavar="ID", help="A student, st_…", show_default=False)]
+Id = Annotated[
+    str, typer.Argument(metavar="ID", help="A student, st_…", show_default=False, autocompletion=ids("students"))
+]
 
 
 @students.command("list")
@@ -83,8 +86,8 @@ def report(student: Id, as_json: AsJson = False) -> None:
 def disagreements(
     student: Id,
     right: Annotated[
-        str | None,
-        typer.Option(help="Only those that teacher, student, both or neither got right.", show_default=False),
+        Literal["teacher", "student", "both", "neither"] | None,
+        typer.Option(help="Only those that these got right.", show_default=False),
     ] = None,
     truth: Annotated[
         str | None, typer.Option(help="Only those with this label, tag or answer.", show_default=False)

@@ -89,5 +89,5 @@ def _greet(house: House, elapsed: float) -> None:
     console.print(f"  broker  {escape(house.broker_kind)}")
     if plan.data_dir != address.data_dir():
         console.print(f"  [dim]in another terminal first:[/] export LIMBECK_DATA_DIR={escape(str(plan.data_dir))}")
-    console.print("Next: limbeck datasets upload FILE.csv · limbeck jobs submit FILE.json --watch · limbeck workers")
+    console.print("Next: limbeck init --dataset FILE.csv · limbeck run job.yaml · limbeck open")
     console.print("[dim]Ctrl-C stops everything.[/]")

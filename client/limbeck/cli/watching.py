@@ -1,80 +1,100 @@
-"""Following a job on the terminal: a bar that lives, or plain lines where there is no terminal (a pipe, a CI log)."""
+"""Following a job on the terminal: a picture that lives, or plain lines where there is none (a pipe, a CI log)."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
-from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.markup import escape
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
 
-from limbeck.cli.output import console, seconds
+from limbeck.cli.curves import Curves, curves_of, followed
+from limbeck.cli.output import complaints, console, seconds
+from limbeck.cli.picture import headline, next_step, picture, said
 from limbeck.client import Client
 from limbeck.errors import ApiError, LimbeckError, ServiceUnreachable
 from limbeck.jobs import PATIENCE
-from limbeck.objects import Job, Point
+from limbeck.objects import Event, Job
 
 _LOOK_SECONDS = 1.0
 _METRICS_SECONDS = 2.0
 _LINE_SECONDS = 20.0
 _LINE_STEP = 0.1
-_MAIN = {
-    "text-classification": "accuracy",
-    "text-regression": "pearson",
-    "token-classification": "f1",
-    "question-answering": "f1",
-}
-"""The main metric of each kind of task, which is reported of the validation rows."""
-
-Latest = dict[str, dict[str, float]]
-"""The last value of each metric, by arm."""
+_POINTS = 60
+_EVENTS = 5
+LEAVING = "Ctrl-C leaves the view; the job goes on"
 
 
-def watch(client: Client, job: Job, *, tick: Callable[[], None] = lambda: None) -> Job:
-    """The job once it has ended, shown on the way. `tick` is called about once a second."""
+@dataclass
+class Seen:
+    """What has been seen of a job so far."""
+
+    job: Job
+    curves: Curves = field(default_factory=dict)
+    events: list[Event] = field(default_factory=list)
+    """The last few."""
+
+
+def watch(client: Client, job: Job, *, tick: Callable[[], None] = lambda: None, keys: str = LEAVING) -> Job:
+    """The job once it has ended, shown on the way. `tick` is called about once a second; `keys`: what keys do."""
     began = time.monotonic()
-    if console.is_terminal:
-        with Live(_picture(job, {}, 0.0), console=console, refresh_per_second=4, transient=True) as live:
-            return _follow(client, job, tick, lambda job, latest: live.update(_picture(job, latest, _since(began))))
-    lines = _Lines(began)
-    return _follow(client, job, tick, lines.show)
+    seen = Seen(job)
+    if not console.is_terminal:
+        return _follow(client, seen, tick, _Lines(began).show)
+    with Live(console=console, refresh_per_second=4) as live:
+
+        def show() -> None:
+            below = "" if seen.job.ended else keys
+            live.update(picture(seen.job, seen.curves, seen.events, time.monotonic() - began, keys=below))
+
+        return _follow(client, seen, tick, lambda _: show())
 
 
-def shown(spec: Mapping[str, Any]) -> tuple[str, str]:
-    """The metrics of a job that are followed: its loss, and the main metric of its task on the validation rows."""
-    task = spec.get("task") or {}
-    main = "micro_f1" if task.get("multi_label") else _MAIN.get(str(task.get("kind")), "accuracy")
-    return "loss", f"validation_{main}"
+def follow(client: Client, job: Job) -> Job:
+    """As `watch`, for a job that goes on when the view is left. Raises `KeyboardInterrupt` after it has said so."""
+    try:
+        return watch(client, job)
+    except KeyboardInterrupt:
+        complaints.print(f"the job goes on: [bold]limbeck jobs watch {job.id}[/] comes back to it, ", end="")
+        complaints.print(f"[bold]limbeck jobs cancel {job.id}[/] ends it")
+        raise
 
 
-def _follow(client: Client, job: Job, tick: Callable[[], None], show: Callable[[Job, Latest], None]) -> Job:
-    latest: Latest = {}
+def _follow(client: Client, seen: Seen, tick: Callable[[], None], show: Callable[[Seen], None]) -> Job:
     asked = -_METRICS_SECONDS
     heard = time.monotonic()
-    show(job, latest)
-    while not job.ended:
-        tick()
+    looked = False
+    while True:
         try:
-            # Answered at once when something has changed; a running job changes with every step that is reported.
-            now = client.jobs.changed(job, wait=_LOOK_SECONDS)
-            if now.status == "running" and time.monotonic() - asked > _METRICS_SECONDS:
+            if not looked or (time.monotonic() - asked > _METRICS_SECONDS and seen.job.status == "running"):
                 asked = time.monotonic()
-                latest = latest_of(
-                    [point for name in shown(job.spec) for point in client.jobs.metrics(job, name=name, points=2)]
-                )
+                _look(client, seen)
+                looked = True
+            show(seen)
+            if seen.job.ended:
+                return seen.job
+            tick()
+            # Answered at once when something has changed; a running job changes with every step that is reported.
+            now = client.jobs.changed(seen.job, wait=_LOOK_SECONDS)
         except (ServiceUnreachable, ApiError) as error:
             _bear(error, heard)
+            tick()
             time.sleep(_LOOK_SECONDS)
             continue
         heard = time.monotonic()
-        if now.version != job.version:
+        if now.version != seen.job.version:
+            looked = now.status == seen.job.status
             time.sleep(0.2)
-        job = now
-        show(job, latest)
-    return job
+        seen.job = now
+
+
+def _look(client: Client, seen: Seen) -> None:
+    """Its curves and the events since the last look."""
+    points = [
+        point for name in followed(seen.job.spec) for point in client.jobs.metrics(seen.job, name=name, points=_POINTS)
+    ]
+    seen.curves = curves_of(points)
+    after = seen.events[-1].seq if seen.events else 0
+    seen.events = [*seen.events, *client.jobs.events(seen.job, after=after, follow=False)][-_EVENTS:]
 
 
 def _bear(error: LimbeckError, heard: float) -> None:
@@ -85,50 +105,6 @@ def _bear(error: LimbeckError, heard: float) -> None:
         raise error
 
 
-def latest_of(points: Sequence[Point]) -> Latest:
-    """Of each arm and name the point that was written last: of the last stage, phase and step."""
-    newest: dict[tuple[str, str], tuple[int, int, int, float]] = {}
-    for point in points:
-        at = (point.stage, point.phase, point.step, point.value)
-        key = (point.arm, point.name)
-        if key not in newest or at[:3] >= newest[key][:3]:
-            newest[key] = at
-    found: Latest = {}
-    for (arm, name), (*_, value) in newest.items():
-        found.setdefault(arm, {})[name] = value
-    return found
-
-
-def _since(began: float) -> float:
-    return time.monotonic() - began
-
-
-def _headline(job: Job) -> str:
-    where = job.phase if job.status == "running" and job.phase else job.status
-    return f"{where}: {job.waiting_reason}" if job.status == "queued" and job.waiting_reason else where
-
-
-def _picture(job: Job, latest: Latest, elapsed: float) -> RenderableType:
-    bar = Table.grid(padding=(0, 1))
-    eta = f"{seconds(job.eta_seconds)} left" if job.eta_seconds is not None else ""
-    bar.add_row(
-        Text(_headline(job), style="bold"),
-        ProgressBar(total=1.0, completed=job.progress, width=30, pulse=job.status == "queued"),
-        f"{job.progress:4.0%}",
-        Text(f"{seconds(elapsed)}  {eta}", style="dim"),
-    )
-    arms = Table.grid(padding=(0, 2))
-    for arm, values in latest.items():
-        arms.add_row(
-            Text(arm, style="cyan"), *(_said(name, values[name]) for name in shown(job.spec) if name in values)
-        )
-    return Group(bar, arms)
-
-
-def _said(name: str, value: float) -> str:
-    return f"{name.replace('_', ' ')} {value:.4f}"
-
-
 class _Lines:
     """A line when the phase changes, with every tenth of the way, and now and then in between."""
 
@@ -137,26 +113,31 @@ class _Lines:
         self._headline = ""
         self._progress = -1.0
         self._said = 0.0
-        self._latest: Latest = {}
+        self._latest: dict[str, dict[str, float]] = {}
 
-    def show(self, job: Job, latest: Latest) -> None:
-        headline = _headline(job)
-        now = time.monotonic()
+    def show(self, seen: Seen) -> None:
+        job, words, now = seen.job, headline(seen.job), time.monotonic()
         quiet = now - self._said < _LINE_SECONDS and job.progress - self._progress < _LINE_STEP
-        if headline == self._headline and quiet:
+        if words == self._headline and quiet:
             return
-        self._headline, self._progress, self._said = headline, job.progress, now
+        self._headline, self._progress, self._said = words, job.progress, now
         eta = f"  {seconds(job.eta_seconds)} left" if job.eta_seconds is not None and not job.ended else ""
+        latest = latest_of(seen.curves)
         # Of the arms, those that have moved since the last line.
         values = "  ".join(
-            f"{arm}: " + ", ".join(_said(name, found[name]) for name in shown(job.spec) if name in found)
+            f"{arm}: " + ", ".join(said(name, found[name]) for name in followed(job.spec) if name in found)
             for arm, found in latest.items()
             if found != self._latest.get(arm)
         )
         self._latest = latest
         console.print(
-            f"[{now - self._began:6.1f} s] {headline:<10} {job.progress:4.0%}{eta}  {values}".rstrip(), markup=False
+            f"[{now - self._began:6.1f} s] {words:<10} {job.progress:4.0%}{eta}  {values}".rstrip(), markup=False
         )
+
+
+def latest_of(curves: Curves) -> dict[str, dict[str, float]]:
+    """The last value of each metric, by arm."""
+    return {arm: {name: values[-1] for name, values in found.items()} for arm, found in curves.items()}
 
 
 def show_end(job: Job) -> None:
@@ -165,8 +146,13 @@ def show_end(job: Job) -> None:
         case "succeeded":
             console.print(f"[bold green]succeeded[/]  student {job.student_id}")
         case "failed" if job.error is not None:
-            console.print(f"[bold red]failed[/]  {escape(job.error.message)} [dim]({escape(job.error.code)})[/]")
+            pointer = f" at {escape(job.error.pointer)}" if job.error.pointer else ""
+            console.print(
+                f"[bold red]failed[/]  {escape(job.error.message)} [dim]({escape(job.error.code)}{pointer})[/]"
+            )
             if job.error.hint:
                 console.print(f"[dim]hint:[/] {escape(job.error.hint)}")
         case status:
             console.print(f"[bold]{status}[/]")
+    for step in next_step(job):
+        console.print(f"[dim]next:[/] {step}")
