@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-long test-gpu check format up audit clean
+.PHONY: help setup demo test test-long test-gpu check docs format up audit clean
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort | expand -t 12
@@ -34,6 +34,12 @@ test-long: $(READY)  ## the tests that take long
 test-gpu: $(READY)  ## the tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
+# The generated pages of the reference come from the application itself. Warnings and broken links are errors.
+docs: $(READY)  ## the documentation as pages, in site/
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python -m handbook docs/reference
+	$(BIN)/zensical build --clean --strict
+
 check: $(READY)  ## format, lint, types, contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -48,4 +54,4 @@ audit: $(READY)  ## known vulnerabilities of the installed packages
 	$(BIN)/pip-audit --skip-editable
 
 clean:  ## remove the virtual environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) site docs/reference .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -140,8 +140,9 @@ def _document(job: Job, student: Student, datasets: Sequence[Dataset]) -> dict[s
         "format": 1,
         "id": job.id,
         "name": job.name,
-        "spec": job.spec,
-        "resolved_spec": job.resolved_spec,
+        # Whoever repeats it is not who is told of it here.
+        "spec": {part: value for part, value in job.spec.items() if part != "webhook"},
+        "resolved_spec": {**job.resolved_spec, "webhook": None},
         "student_hash": student.hash,
         "datasets": [{"id": row.id, "name": row.name, "rows": row.rows, "sha256": row.sha256} for row in datasets],
         "teachers": [{**origin, "included": False, "uploaded": _is_ours(origin["reference"])} for origin in origins],

@@ -82,6 +82,7 @@ def create_dataset(
     settings: SettingsHere,
     response: Response,
 ) -> views.Dataset:
+    """A file of rows, as a form with `file` and `name`: CSV, TSV, JSONL or Parquet. What is wrong names its line."""
     if not isinstance(received, uploading.Form):
         raise _not_yet(received)
     uploading.check_parts(received, fields=_FIELDS, files="file")
@@ -111,12 +112,14 @@ def create_dataset(
 
 @router.get("/datasets", openapi_extra=needs("read"))
 def list_datasets(session: ReadSession, who: Caller, page: PageWanted) -> views.Page[views.Dataset]:
+    """One's own, newest first; with `admin` everybody's."""
     rows, more = page_of(session, only_own(select(Dataset), Dataset.owner, who), Dataset.id, page)
     return views.Page[views.Dataset](data=[views.Dataset.model_validate(row) for row in rows], has_more=more)
 
 
 @router.get("/datasets/{dataset_id}", openapi_extra=needs("read"))
 def read_dataset(dataset_id: str, session: ReadSession, who: Caller) -> views.Dataset:
+    """Its columns with their types and a few values, and how many rows it has."""
     return views.Dataset.model_validate(find(session, Dataset, dataset_id, who))
 
 
@@ -129,6 +132,7 @@ def read_dataset_rows(
     limit: Annotated[int, Query(ge=1, le=100)] = 20,
     offset: Annotated[int, Query(ge=0, lt=2**62)] = 0,
 ) -> views.DatasetRows:
+    """Rows as they were read, in the order of the file."""
     with database.reading() as session:
         row = find(session, Dataset, dataset_id, who)
     data, more = read_rows(store.fetch_file(row.artifact), offset=offset, limit=limit)
@@ -137,6 +141,7 @@ def read_dataset_rows(
 
 @router.delete("/datasets/{dataset_id}", status_code=204, openapi_extra=needs("jobs"))
 def delete_dataset(dataset_id: str, session: WriteSession, who: Caller, store: StoreHere) -> None:
+    """Refused with `in_use` while a job needs it. A job that has ended can then make no bundle."""
     row = find(session, Dataset, dataset_id, who)
     uploading.refuse_in_use(session, row.id)
     session.delete(row)

@@ -62,17 +62,20 @@ def put_deployment(
 
 @router.get("/deployments", openapi_extra=needs("read"))
 def list_deployments(session: ReadSession, wanted: PageWanted, who: Caller) -> views.Page[views.Deployment]:
+    """One's own, newest first; with `admin` everybody's."""
     rows, has_more = page_of(session, only_own(select(Deployment), Deployment.owner, who), Deployment.id, wanted)
     return views.Page(data=[_view(row) for row in rows], has_more=has_more)
 
 
 @router.get("/deployments/{name}", openapi_extra=needs("read"))
 def read_deployment(name: Name, session: ReadSession, response: Response, who: Caller) -> views.Deployment:
+    """Where it points, and what else happens to a call. Its ETag is for `If-Match`."""
     return _tagged(response, deployments.find(session, owner=who.owner, name=name))
 
 
 @router.get("/deployments/{name}/history", openapi_extra=needs("read"))
 def read_history(name: Name, session: ReadSession, who: Caller) -> views.Page[views.DeploymentChange]:
+    """Every change, newest first: what was done, by whom, why, and how things stood afterwards."""
     row = deployments.find(session, owner=who.owner, name=name)
     return views.Page(data=[_change(change) for change in deployments.history(session, row)])
 
@@ -98,6 +101,7 @@ def roll_back(
 def delete_deployment(
     name: Name, request: Request, session: WriteSession, who: Caller, if_match: IfMatch = None
 ) -> None:
+    """Calls of it are answered 404 from now on. Its students stay."""
     row = deployments.find(session, owner=who.owner, name=name, for_update=True)
     deployments.expect(row, _version(if_match, session, who.owner, name))
     session.delete(row)

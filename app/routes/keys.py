@@ -28,6 +28,7 @@ class NewKey(BaseModel):
 
 @router.post("/keys", status_code=status.HTTP_201_CREATED, openapi_extra=needs("admin"))
 def make_key(wanted: NewKey, session: WriteSession, who: Caller) -> views.NewKey:
+    """A new key. The answer is the only one that ever shows its secret."""
     if wanted.expires_at is not None and wanted.expires_at <= utc_now():
         raise Invalid.of([Problem("/expires_at", "lies in the past", "invalid")])
     scopes = sorted(set(wanted.scopes))
@@ -40,6 +41,7 @@ def make_key(wanted: NewKey, session: WriteSession, who: Caller) -> views.NewKey
 
 @router.get("/keys", openapi_extra=needs("admin"))
 def list_keys(session: ReadSession, wanted: PageWanted) -> views.Page[views.Key]:
+    """All keys, newest first, also those that were revoked. No secrets."""
     rows, has_more = page_of(session, select(Key), Key.id, wanted)
     return views.Page(data=[views.Key.model_validate(row) for row in rows], has_more=has_more)
 

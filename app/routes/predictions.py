@@ -63,6 +63,7 @@ def list_captures(
     page: PageWanted,
     labelled: Annotated[bool | None, Query(description="only those with a label, or only those without")] = None,
 ) -> views.Page[views.Prediction]:
+    """What the deployment's capture has kept, newest first, redacted."""
     deployment = deployments.find(session, owner=who.owner, name=name)
     rows, more = page_of(session, captures.captured(deployment.id, labelled=labelled), Prediction.id, page)
     return views.Page[views.Prediction](data=[_view(row) for row in rows], has_more=more)

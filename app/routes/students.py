@@ -35,6 +35,7 @@ log = structlog.get_logger("limbeck.app")
 def list_students(
     session: ReadSession, wanted: PageWanted, who: Caller, name: str | None = None
 ) -> views.Page[views.Student]:
+    """One's own, newest first; with `admin` everybody's."""
     statement = only_own(select(Student), Student.owner, who)
     if name is not None:
         statement = statement.where(Student.name == name)
@@ -44,6 +45,7 @@ def list_students(
 
 @router.get("/students/{student_id}", openapi_extra=needs("read"))
 def read_student(student_id: str, session: ReadSession, who: Caller) -> views.Student:
+    """What it is, what it answers with, and which deployments point at it."""
     return _views(session, [security.find(session, Student, student_id, who)])[0]
 
 
@@ -151,6 +153,7 @@ def read_economics(
 
 @router.get("/students/{student_id}/files", openapi_extra=needs("read"))
 def list_files(student_id: str, session: ReadSession, who: Caller) -> views.Page[views.File]:
+    """All files of the artifact with their hashes, as its manifest has them."""
     manifest = security.find(session, Student, student_id, who).manifest
     files = sorted(manifest.get("files", {}).items())
     return views.Page(data=[views.File(path=path, sha256=entry["sha256"], size=entry["size"]) for path, entry in files])

@@ -57,6 +57,7 @@ def create_teacher(
     settings: SettingsHere,
     response: Response,
 ) -> views.Teacher:
+    """A checkpoint's files as a form: config.json, tokenizer.json, model.safetensors. Nothing of it is ever run."""
     if not isinstance(received, uploading.Form):
         raise Invalid("send the checkpoint's files as multipart/form-data", code="unsupported_media_type")
     uploading.check_parts(received, fields=frozenset({"name"}), files="files")
@@ -88,17 +89,20 @@ def create_teacher(
 
 @router.get("/teachers", openapi_extra=needs("read"))
 def list_teachers(session: ReadSession, who: Caller, page: PageWanted) -> views.Page[views.Teacher]:
+    """One's own, newest first; with `admin` everybody's."""
     rows, more = page_of(session, only_own(select(Teacher), Teacher.owner, who), Teacher.id, page)
     return views.Page[views.Teacher](data=[_view(row) for row in rows], has_more=more)
 
 
 @router.get("/teachers/{teacher_id}", openapi_extra=needs("read"))
 def read_teacher(teacher_id: str, session: ReadSession, who: Caller) -> views.Teacher:
+    """What it is, and the reference by which a job names it."""
     return _view(find(session, Teacher, teacher_id, who))
 
 
 @router.delete("/teachers/{teacher_id}", status_code=204, openapi_extra=needs("jobs"))
 def delete_teacher(teacher_id: str, session: WriteSession, who: Caller, store: StoreHere) -> None:
+    """Refused with `in_use` while a job needs it."""
     row = find(session, Teacher, teacher_id, who)
     uploading.refuse_in_use(session, row.id)
     session.delete(row)

@@ -363,10 +363,11 @@ CASES = [
     job("a layer that is not there", "*", objectives=[
         {"kind": "hard_labels"}, {"kind": "hidden_states", "layers": [[0, 40]]},
     ]),
-    job("later webhook", "not_available_yet", webhook={"url": "https://example.org"}),
+    job("a webhook on this machine", "*", "/webhook/url", webhook={"url": "https://127.0.0.1/"}),
     Case("Idempotency-Key over 255", "POST", "/jobs", 422, "invalid", {}, headers={"Idempotency-Key": "x" * 256}),
     Case("validated only", "POST", "/jobs/validate", 422, "*", {}),
-    Case("pause", "POST", "/jobs/{job}/pause", 501, "*"),
+    Case("pause of an ended job", "POST", "/jobs/{job}/pause", 409, "illegal_transition"),
+    Case("resume of an ended job", "POST", "/jobs/{job}/resume", 409, "illegal_transition"),
     # students, deployments
     traversal("../../../limbeck.db"),
     traversal("..%2f..%2fmanifest.json"),

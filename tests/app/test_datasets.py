@@ -85,7 +85,7 @@ class TestCreate:
         [
             (b"a,b\n1,2,3\n", "rows.csv", {}, 422, "bad_row"),
             (b"", "rows.csv", {}, 422, "empty_dataset"),
-            (gzip.compress(ROWS), "rows.csv.gz", {}, 422, "unsupported_format"),
+            (gzip.compress(ROWS, mtime=0), "rows.csv.gz", {}, 422, "unsupported_format"),
             (b"PAR1 and nothing", "rows.parquet", {}, 422, "damaged_file"),
             (b"a\n" + b"1\n" * 50_001, "rows.csv", {}, 413, "too_large"),
             (ROWS, "rows.csv", {"name": "x" * 201}, 422, "invalid"),
