@@ -16,6 +16,7 @@ from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
+from markdown_it.rules_core import StateCore
 from markupsafe import Markup
 
 from app.dashboard import static, words
@@ -96,8 +97,16 @@ ApiHere = Annotated[Api, Depends(_api, scope="function")]
 # --- templates --------------------------------------------------------------------------------------------------------
 
 
+def _align_by_class(state: StateCore) -> None:
+    """A table's columns are aligned by a class: a `style` would be against the pages' policy."""
+    for token in state.tokens:
+        if str(token.attrs.pop("style", "")).endswith("right"):
+            token.attrs["class"] = "num"
+
+
 _markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
 """HTML in it is shown as text."""
+_markdown.core.ruler.push("align_by_class", _align_by_class)
 
 
 def path_of(value: object) -> str:

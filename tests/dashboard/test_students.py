@@ -21,7 +21,7 @@ from tests.students import tiny_student
 REPORT: dict[str, Any] = json.loads(
     (Path(__file__).parents[2] / "docs" / "example-report" / "report.json").read_text("utf-8")
 )
-CARD = "---\nlicense: mit\n---\n# The card\n\n<script>alert(1)</script>\n\n| a | b |\n|---|---|\n| 1 | 2 |\n"
+CARD = "---\nlicense: mit\n---\n# The card\n\n<script>alert(1)</script>\n\n| a | b |\n|---|--:|\n| 1 | 2 |\n"
 DISAGREEMENTS = [
     {
         "input": "it was <b>fine</b>",
