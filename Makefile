@@ -25,8 +25,9 @@ demo: $(READY)  ## the main job on real input, end to end: upload, train, promot
 up: $(READY)  ## start the service on this machine
 	$(BIN)/limbeck up
 
+# A process for each core, and one thread for each of them; whole files, in their order: what takes longest stands first.
 test: $(READY)  ## the tests (minutes)
-	$(BIN)/python -m pytest -m "not long and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long and not gpu" -n logical --dist loadfile --no-loadscope-reorder
 
 test-long: $(READY)  ## the tests that take long
 	$(BIN)/python -m pytest -m long

@@ -80,7 +80,7 @@ class TestProbes:
         assert found["fresh"]["jobs"] == [mine]
 
     def test_about(self, api: Api) -> None:
-        assert api.client.get("/").json()["name"] == "limbeck"
+        assert api.client.get("/").url.path == "/ui/"
         schema = api.client.get("/openapi.json").json()
         assert schema["paths"]["/jobs"]["post"]["x-limbeck-scope"] == "jobs"
         assert schema["components"]["securitySchemes"]["key"]["scheme"] == "bearer"

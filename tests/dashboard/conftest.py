@@ -14,9 +14,9 @@ expect.set_options(timeout=20_000)  # for a machine that does much else
 _SWITCHES = ("--no-sandbox", "--disable-gpu", "--disable-background-networking")
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """It ends with the last test of this folder: while it lives, its event loop runs in the tests' thread."""
+    """It ends with a module: while it lives, its event loop runs in the tests' thread, where others start their own."""
     path = shutil.which("chromium")
     if path is None:
         pytest.skip("no Chromium is installed: apt-get install chromium")

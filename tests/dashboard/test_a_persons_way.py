@@ -54,7 +54,7 @@ def test_upload_train_read_promote_predict_roll_back(page: Page, client: Client,
 
     # The second one takes the place of the first, from its own page.
     page.goto(f"{client.url}/ui/students/{students[1]}")
-    page.get_by_label("Name", exact=True).fill("tiny")
+    page.locator("[data-deploy] [name=name]").fill("tiny")
     page.get_by_role("button", name="Deploy", exact=True).click()
     page.wait_for_url("**/ui/deployments/tiny")
     expect(page.locator("#pointer")).to_contain_text("second")
@@ -74,8 +74,9 @@ def train(page: Page, client: Client, name: str, seed: int) -> str:
     """A job by the form, watched until it has ended; the id of its student, whose card was read."""
     page.goto(f"{client.url}/ui/datasets")
     page.get_by_role("link", name="New job with tweets").first.click()
-    page.get_by_label("Model", exact=True).fill("file:tiny")
     document = page.get_by_label("The job as JSON")
+    expect(document).to_have_value(re.compile("package:"))  # the form has begun
+    page.locator("[data-at='/teachers/0/model']").first.fill("file:tiny")
     expect(document).to_have_value(re.compile("file:tiny"))
     spec: dict[str, Any] = json.loads(document.input_value())
     spec |= {
