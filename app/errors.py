@@ -37,7 +37,6 @@ from models.errors import (
     JobFailure,
     LimbeckError,
     Missing,
-    NotAvailableYet,
     Overloaded,
     Problem,
     StorageFailure,
@@ -198,7 +197,7 @@ def _told(error: Exception) -> tuple[int, LimbeckError, dict[str, str]]:
             # A body that FastAPI could not read: broken in a way that its own JSON error does not know.
             return 422, Invalid("the body is not JSON that can be read", code="invalid_json"), {}
         case HTTPException():
-            return error.status_code, _of_status(error.status_code, error.detail), dict(error.headers or {})
+            return error.status_code, _of_status(error.status_code), dict(error.headers or {})
         case database_errors.IntegrityError():
             return 409, Conflict("this collides with something that exists", code="conflict"), {}
         case database_errors.DataError():
@@ -210,7 +209,7 @@ def _told(error: Exception) -> tuple[int, LimbeckError, dict[str, str]]:
             return 500, LimbeckError("something went wrong on our side", hint=hint), {}
 
 
-def _of_status(status: int, detail: str) -> LimbeckError:
+def _of_status(status: int) -> LimbeckError:
     """What the framework raises, in the house's words."""
     match status:
         case 404:
@@ -219,8 +218,6 @@ def _of_status(status: int, detail: str) -> LimbeckError:
             return Invalid("this address does not answer this method", code="method_not_allowed")
         case 413:
             return TooLarge("the body is larger than this address takes")
-        case 501:
-            return NotAvailableYet(detail)
         case _:
             phrase = HTTPStatus(status).phrase
             return LimbeckError(phrase, code=phrase.lower().replace(" ", "_").replace("-", "_"))

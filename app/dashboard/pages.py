@@ -69,7 +69,7 @@ class Api:
         try:
             return await self.get(path, **params)
         except Refused as refusal:
-            if refusal.status in {403, 404, 501}:
+            if refusal.status in {403, 404}:
                 return None
             raise
 
