@@ -37,7 +37,7 @@ _EXAMPLES: dict[str, tuple[str, str]] = {
 @pages.get("/ui/deployments", openapi_extra=needs("read"))
 async def show_deployments(request: Request, api: ApiHere, after: str | None = None) -> HTMLResponse:
     page = await api.get("/deployments", after=after, limit=50)
-    rows = await asyncio.gather(*(_summary(api, deployment) for deployment in page["data"]))
+    rows = await asyncio.gather(*(summary(api, deployment) for deployment in page["data"]))
     return render(request, "deployments.html", page=page, rows=rows)
 
 
@@ -67,7 +67,7 @@ async def show_deployment(request: Request, api: ApiHere, name: str) -> HTMLResp
     )
 
 
-async def _summary(api: Api, deployment: Json) -> Json:
+async def summary(api: Api, deployment: Json) -> Json:
     """What the list shows of one: with its student, and what was counted of it."""
     student, traffic = await asyncio.gather(
         api.find(f"/students/{path_of(deployment['student'])}"),

@@ -242,6 +242,8 @@ def test_live_figures(page: Page, service: Service, client: httpx2.Client, stude
     row = page.locator("#traffic").get_by_role("row").filter(has_text="stable")
     expect(row.get_by_role("cell").nth(1)).to_have_text("10")
     expect(page.locator("[data-live-chart] svg").first).to_be_visible()
+    page.goto(f"{service.url}/ui/")
+    expect(page.locator("#deployed").get_by_role("listitem").filter(has_text="busy")).to_contain_text("10 calls")
 
 
 def test_what_it_saves(page: Page, service: Service, student: str) -> None:
