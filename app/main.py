@@ -114,12 +114,14 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 def _routers(settings: Settings) -> Iterator[tuple[APIRouter, int]]:
     """Each router with the largest body that its routes take. The limit stands behind the guard."""
     body, upload = settings.max_body_bytes, settings.max_upload_bytes + uploading.FORM_SLACK
+    # Guard and router look through all of them in this order: what is called most stands first.
+    yield predict.router, body
     yield datasets.router, upload
     yield teachers.router, upload
-    yield dashboard.router, body
-    for router in (jobs, bundles, students, deployments, traffic, predict, predictions, keys, workers, health):
-        yield router.router, body
-    for router in (secrets, webhooks, oip, trying):
+    for router in (
+        *(oip, health, jobs, bundles, students, trying, deployments, traffic, predictions),
+        *(keys, secrets, webhooks, workers, dashboard),
+    ):
         yield router.router, body
 
 

@@ -75,3 +75,21 @@ export function make(name, attributes = {}, ...children) {
   element.append(...children.filter((child) => child != null));
   return element;
 }
+
+// A problem as a box: what is wrong in all, each of `lines` (what has no field of its own), and what to do next.
+export function complaint(problem, lines = problem.errors.map((error) => error.message)) {
+  return make("div", { class: "callout bad" },
+    make("b", {}, problem.message), ...lines.map((line) => make("div", {}, line)),
+    problem.hint ? make("div", { class: "dim" }, problem.hint) : null);
+}
+
+// Each error that has a place in the form is shown there; the lines of the others. A place names its JSON pointers.
+export function place(form, problem) {
+  const rest = [];
+  for (const error of problem.errors) {
+    const spot = [...form.querySelectorAll("[data-problem]")].find((one) => one.dataset.problem.split(" ").some((at) => error.pointer === at || error.pointer.startsWith(`${at}/`)));
+    if (spot) spot.append(make("span", { class: "problem" }, ` ${error.message}`));
+    else rest.push(`${error.pointer} ${error.message}`);
+  }
+  return rest;
+}

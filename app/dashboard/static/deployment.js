@@ -1,5 +1,5 @@
 // A deployment's page: live calls per second, changing where it points, and trying it.
-import { ask, call, make, Problem, toast } from "./actions.js";
+import { ask, call, complaint, make, place, Problem, toast } from "./actions.js";
 import { draw } from "./charts.js";
 import { refresh } from "./page.js";
 
@@ -89,16 +89,8 @@ function showWhen() {
 }
 
 function showProblems(problem) {
-  const rest = [];
-  for (const item of problem.errors ?? []) {
-    const place = [...form.querySelectorAll("[data-problem]")].find((one) => one.dataset.problem.split(" ").includes(item.pointer));
-    if (place) place.append(make("span", { class: "problem" }, ` ${item.message}`));
-    else rest.push(`${item.pointer} ${item.message}`);
-  }
-  form.querySelector("[data-problems]").replaceChildren(
-    make("div", { class: "callout bad" }, make("b", {}, problem.message), ...rest.map((text) => make("div", {}, text)),
-      problem.hint ? make("div", { class: "dim" }, problem.hint) : null));
-  if (problem.code === "gate_failed" || (problem.errors ?? []).some((item) => item.code?.startsWith("gate"))) form.querySelector("[data-override]").hidden = false;
+  form.querySelector("[data-problems]").replaceChildren(complaint(problem, place(form, problem)));
+  if (problem.code === "gate_failed" || problem.errors.some((item) => item.code?.startsWith("gate"))) form.querySelector("[data-override]").hidden = false;
   if (problem.code === "version_mismatch") refresh();
 }
 
@@ -142,7 +134,8 @@ trying?.addEventListener("submit", async (event) => {
     const took = performance.now() - began;
     box.replaceChildren(answerTable(answers), make("p", { class: "dim" }, `${took.toFixed(1)} ms there and back`));
   } catch (problem) {
-    box.replaceChildren(make("p", { class: "callout bad" }, problem.message, problem.hint ? ` ${problem.hint}` : ""));
+    if (!(problem instanceof Problem)) throw problem;
+    box.replaceChildren(complaint(problem));
   }
 });
 

@@ -1,5 +1,5 @@
 // Making keys, webhooks and secrets. What is shown once is shown here, with a button that copies it.
-import { call, make, Problem } from "./actions.js";
+import { call, complaint, make, place, Problem } from "./actions.js";
 import { refresh } from "./page.js";
 
 function handle(selector, send) {
@@ -31,15 +31,8 @@ function once({ what, secret }) {
 }
 
 function complain(form, problem) {
-  const rest = [];
-  for (const item of problem.errors) {
-    const place = [...form.querySelectorAll("[data-problem]")].find((one) => item.pointer.startsWith(one.dataset.problem));
-    if (place) place.append(make("span", { class: "problem" }, ` ${item.message}`));
-    else rest.push(`${item.pointer} ${item.message}`);
-  }
-  if (problem.errors.length && !rest.length) return;
-  form.querySelector("[data-problems]").replaceChildren(
-    make("p", { class: "callout bad" }, rest.join("; ") || problem.message, problem.hint ? ` ${problem.hint}` : ""));
+  const rest = place(form, problem);
+  if (!problem.errors.length || rest.length) form.querySelector("[data-problems]").replaceChildren(complaint(problem, rest));
 }
 
 function chosen(form, name) {

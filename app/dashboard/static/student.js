@@ -1,5 +1,5 @@
 // A student's page: charts, trying it beside its teacher, the rows on which the two differ, deploying, verifying.
-import { call, make, Problem, toast } from "./actions.js";
+import { call, complaint, make, Problem, toast } from "./actions.js";
 import { drawAll } from "./charts.js";
 
 addEventListener("DOMContentLoaded", () => drawAll());
@@ -36,8 +36,7 @@ trying?.addEventListener("submit", async (event) => {
     box.replaceChildren(...cards);
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
-    const text = problem.errors.map((item) => item.message).join("; ") || problem.message;
-    box.replaceChildren(make("p", { class: "callout bad" }, text, problem.hint ? ` ${problem.hint}` : ""));
+    box.replaceChildren(complaint(problem));
   }
 });
 
@@ -104,7 +103,7 @@ reckoning?.addEventListener("submit", async (event) => {
       make("dl", { class: "stats" }, ...figures.map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, amount(value))))));
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
-    box.replaceChildren(make("p", { class: "callout bad" }, problem.errors.map((item) => item.message).join("; ") || problem.message));
+    box.replaceChildren(complaint(problem));
   }
 });
 
@@ -121,9 +120,7 @@ deploying?.addEventListener("submit", async (event) => {
     location.assign(`/ui/deployments/${encodeURIComponent(name)}`);
   } catch (problem) {
     if (!(problem instanceof Problem)) throw problem;
-    const parts = problem.errors.map((item) => make("div", {}, item.message));
-    deploying.querySelector("[data-problems]").replaceChildren(
-      make("div", { class: "callout bad" }, make("b", {}, problem.message), ...parts, problem.hint ? make("div", { class: "dim" }, problem.hint) : null));
+    deploying.querySelector("[data-problems]").replaceChildren(complaint(problem));
     if (problem.code === "gate_failed" || problem.errors.some((item) => item.code?.startsWith("gate"))) deploying.querySelector("[data-override]").hidden = false;
   }
 });

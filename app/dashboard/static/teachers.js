@@ -1,5 +1,5 @@
 // Sending the files of a checkpoint, with progress.
-import { make, toast } from "./actions.js";
+import { complaint, make, Problem, toast } from "./actions.js";
 import { refresh } from "./page.js";
 
 const form = document.querySelector("[data-checkpoint]");
@@ -26,8 +26,7 @@ form?.addEventListener("submit", (event) => {
       await refresh();
       return;
     }
-    const rows = (document.errors ?? []).map((error) => make("div", {}, error.message));
-    problems.replaceChildren(make("div", { class: "callout bad" }, make("b", {}, document.detail ?? `The service answered ${request.status}.`), ...rows, document.hint ? make("div", { class: "dim" }, document.hint) : null));
+    problems.replaceChildren(complaint(new Problem(document, request.status)));
   });
   problems.replaceChildren();
   progress.hidden = false;

@@ -14,21 +14,20 @@ from limbeck.cli.students import Id
 from limbeck.errors import LimbeckError
 from limbeck.predictions import Entity, Label, Span
 
+Texts = Annotated[
+    list[str] | None, typer.Argument(metavar="TEXT…", help="- reads one text a line.", show_default=False)
+]
+TextPair = Annotated[str | None, typer.Option(help="The second text, where the task compares two.", show_default=False)]
+Question = Annotated[str | None, typer.Option(help="A question, for a task that answers them.", show_default=False)]
+Context = Annotated[str | None, typer.Option(help="Where its answer may stand; - reads it.", show_default=False)]
+
 
 def predict(
     name: Name,
-    texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT…", help="- reads one text a line.", show_default=False)
-    ] = None,
-    text_pair: Annotated[
-        str | None, typer.Option(help="The second text, where the task compares two.", show_default=False)
-    ] = None,
-    question: Annotated[
-        str | None, typer.Option(help="A question, for a task that answers them.", show_default=False)
-    ] = None,
-    context: Annotated[
-        str | None, typer.Option(help="Where its answer may stand; - reads it.", show_default=False)
-    ] = None,
+    texts: Texts = None,
+    text_pair: TextPair = None,
+    question: Question = None,
+    context: Context = None,
     top_k: Annotated[
         int | None,
         typer.Option(min=1, help="So many labels (default all) or answers (default one) of each.", show_default=False),
@@ -56,18 +55,10 @@ def predict(
 
 def try_student(
     student: Id,
-    texts: Annotated[
-        list[str] | None, typer.Argument(metavar="TEXT…", help="- reads one text a line.", show_default=False)
-    ] = None,
-    text_pair: Annotated[
-        str | None, typer.Option(help="The second text, where the task compares two.", show_default=False)
-    ] = None,
-    question: Annotated[
-        str | None, typer.Option(help="A question, for a task that answers them.", show_default=False)
-    ] = None,
-    context: Annotated[
-        str | None, typer.Option(help="Where its answer may stand; - reads it.", show_default=False)
-    ] = None,
+    texts: Texts = None,
+    text_pair: TextPair = None,
+    question: Question = None,
+    context: Context = None,
     teacher: Annotated[bool, typer.Option("--teacher/--no-teacher", help="Ask its teacher too.")] = True,
     as_json: AsJson = False,
 ) -> None:
